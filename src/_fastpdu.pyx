@@ -1,0 +1,2133 @@
+# cython: language_level=3
+"""The compiled engine: whole DIMSE messages over one stream socket.
+
+Framing (PS3.8 9.3.5 and Annex E), vectored send, scattering receive and the command-set codec (PS3.7 6.3.1).
+It knows nothing of pynetdicom. ``docs/engine.md`` describes the interface, ``fastpdu._pure`` is the same engine
+in Python and its oracle in the tests.
+
+The border between Python and C is crossed once per message. Inside, every function that can block runs without
+the GIL and returns one of the ``R_*`` codes below; the ``def`` methods turn those into results and exceptions.
+"""
+
+import errno
+import os
+import threading
+
+try:
+    from ssl import SSLError, SSLWantReadError, SSLWantWriteError, SSLZeroReturnError, SSLEOFError
+except ImportError:  # pragma: no cover
+    class SSLError(OSError):
+        pass
+
+    SSLWantReadError = SSLWantWriteError = SSLZeroReturnError = SSLEOFError = SSLError
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_XDECREF
+from libc.errno cimport EAGAIN, EINTR, ENOSYS
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memmove
+
+cdef extern from "Python.h":
+    int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
+    PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) except NULL
+    char *bytes_at "PyBytes_AsString"(PyObject *)
+
+cdef extern from "_fastpdu_sys.h" nogil:
+    ctypedef struct fp_iov:
+        void *iov_base
+        size_t iov_len
+    enum:
+        FP_HAVE_FD
+        FP_IN
+        FP_OUT
+        FP_WAKE
+    uint32_t fp_get32(const unsigned char *p)
+    void fp_put32(unsigned char *p, uint32_t v)
+    int64_t fp_now()
+    int fp_dup(int fd)
+    void fp_close(int fd)
+    int64_t fp_recvv(int fd, fp_iov *v, int n)
+    int64_t fp_sendv(int fd, fp_iov *v, int n)
+    int64_t fp_pread(int fd, void *p, size_t n, int64_t at)
+    int fp_write_all(int fd, const void *p, size_t n)
+    int fp_poll(int fd, int events, int wake, int64_t timeout)
+    int fp_wake_new(int *ends)
+    void fp_wake_set(int fd)
+    void fp_wake_clear(int fd)
+    void fp_quickack(int fd)
+
+# Limits (docs/limits.md)
+MIN_PDU = 7
+HARD_PDU_CAP = 16 * 1024 * 1024
+MAX_ASSOCIATE_PDU = 1024 * 1024
+MAX_COMMAND = 65536
+UNLIMITED_FRAGMENT = 131072 - 12
+
+# Outcomes that are not a message
+READY = 1
+WAKE = 2
+TIMEOUT = 3
+OTHER = 4
+PARTIAL = 5
+
+cdef enum:
+    C_HARD_PDU_CAP = 16 * 1024 * 1024
+    C_MAX_ASSOCIATE = 1024 * 1024
+    C_MAX_COMMAND = 65536
+    C_UNLIMITED_FRAGMENT = 131072 - 12
+    C_MAX_FRAGMENT = 1024 * 1024 - 6
+    HEAD = 12  # a PDU header and the PDV header behind it
+    IOVS = 256  # vectors of one system call
+    AHEAD = 4096  # bytes read ahead at the start of a message
+    WINDOW = 1024 * 1024  # bytes that one scattering read may take beyond the current fragment
+    SINK = 256 * 1024  # bytes gathered before a write to the sink
+    READ_CHUNK = 256 * 1024  # bytes of a file in flight between pread and sendmsg
+    STAGE = 64 * 1024  # bytes of one write of the socket-object backend
+    FIRST_DATA = 16 * 1024  # first allocation for a data set whose size cannot be guessed
+    MAX_GUESS = 64 * 1024 * 1024
+    MAX_GROWTH = 256 * 1024 * 1024
+    RAISED = -100000  # in place of a negative errno: self.raised holds an exception
+
+cdef enum:
+    R_OK = 0
+    R_READY = 1
+    R_WAKE = 2
+    R_TIMEOUT = 3
+    R_OTHER = 4
+    R_PARTIAL = 5
+    R_MESSAGE = 6
+    R_GROW = 7  # the data set needs (more) memory: back to the GIL
+    R_SIGNAL = 8  # EINTR: let Python's signal handlers run, then go on
+    R_EOF = 9
+    R_ERRNO = 10  # self.failure holds the errno
+    R_PROTOCOL = 11  # self.reason, self.what
+    R_RAISED = 12  # self.raised holds the exception of a socket object
+    R_CANCELLED = 13
+    R_SHORT_FILE = 14
+    R_NOMEM = 15
+
+
+class ProtocolError(Exception):
+    """The peer broke the upper layer protocol.
+
+    Attributes
+    ----------
+    reason : int
+        The reason to give in the A-ABORT (PS3.8 9.3.8): 0, 1, 2, 4, 5 or 6.
+    """
+
+    def __init__(self, reason, message):
+        super().__init__(message)
+        self.reason = reason
+
+
+class PeerClosed(ConnectionError):
+    """The connection ended.
+
+    Attributes
+    ----------
+    received, expected : int
+        Bytes of the PDU in progress, header included; both 0 between PDUs. `expected` is 6 while the header is
+        incomplete.
+    """
+
+    def __init__(self, received=0, expected=0, error=None):
+        message = "Connection closed by the peer"
+        if expected:
+            message += f" in the middle of a PDU ({received} of {expected} bytes received)"
+        if error is not None:
+            message += f": {error}"
+        super().__init__(message)
+        self.received = received
+        self.expected = expected
+
+
+class Cancelled(Exception):
+    """A blocked send was cancelled."""
+
+
+class CommandError(ValueError):
+    """The command set is not in the canonical form that the codec understands."""
+
+
+cdef int64_t patience_of(object timeout) except -2:
+    """Return a timeout in seconds as nanoseconds, -1 for never."""
+    if timeout is None or timeout > 4e9:
+        return -1
+    if timeout != timeout or timeout < 0:
+        raise ValueError(f"timeout must be None or a number of seconds >= 0, not {timeout!r}")
+    return <int64_t>(<double>timeout * 1e9)
+
+
+cdef int64_t deadline_of(object timeout) except -2:
+    """Return the monotonic time in ns of a timeout in seconds from now, -1 for never."""
+    cdef int64_t patience = patience_of(timeout)
+    return patience if patience < 0 else fp_now() + patience
+
+
+cdef inline int64_t left(int64_t deadline) noexcept nogil:
+    """Nanoseconds until `deadline`, -1 for never, 0 when it is over."""
+    cdef int64_t rest
+    if deadline < 0:
+        return -1
+    rest = deadline - fp_now()
+    return rest if rest > 0 else 0
+
+
+@cython.final
+@cython.freelist(8)
+cdef class Message:
+    """One received DIMSE message (PS3.7 6.3).
+
+    Attributes
+    ----------
+    context_id : int
+        The presentation context ID.
+    command : bytes
+        The encoded command set.
+    data : bytes or None
+        The encoded data set; None if the message has none, or it went to the sink.
+    length : int
+        Bytes of the data set.
+    """
+
+    cdef readonly int context_id
+    cdef readonly bytes command
+    cdef readonly bytes data
+    cdef readonly uint64_t length
+
+    def __repr__(self):
+        return (
+            f"<Message context_id={self.context_id} command={len(self.command)} bytes data={self.length} bytes>"
+        )
+
+
+@cython.final
+cdef class Outgoing:
+    """Owns every buffer of one message until the kernel has all of it."""
+
+    cdef Py_buffer *views
+    cdef int count
+    cdef uint64_t total
+
+    def __cinit__(self, data):
+        cdef tuple parts
+        cdef object part
+        if isinstance(data, (bytes, bytearray, memoryview)) or not isinstance(data, (tuple, list)):
+            parts = (data,)
+        else:
+            parts = tuple(data)
+        if not parts:
+            return
+        self.views = <Py_buffer *>malloc(len(parts) * sizeof(Py_buffer))
+        if self.views == NULL:
+            raise MemoryError
+        for part in parts:
+            PyObject_GetBuffer(part, &self.views[self.count], PyBUF_SIMPLE)
+            self.total += self.views[self.count].len
+            self.count += 1
+
+    def __dealloc__(self):
+        cdef int i
+        for i in range(self.count):
+            PyBuffer_Release(&self.views[i])
+        free(self.views)
+
+
+cdef class Connection:
+    """PDU framing over one connected stream socket: see docs/engine.md.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        The connected socket.
+    """
+
+    cdef object __weakref__
+    # Limits and options
+    cdef public uint32_t max_receive_pdu
+    cdef public uint64_t max_message
+    cdef public bint quickack
+    cdef double c_pdu_timeout  # seconds, negative: none
+    cdef object c_split
+    cdef bint split_any
+    cdef unsigned char split_map[8192]  # a bit per command field
+
+    # The descriptor that is polled (and, in FdConnection, read and written)
+    cdef int fd
+    cdef int wake_ends[2]
+    cdef int users  # blocked calls; the last one closes
+    cdef bint closing
+    cdef bint wake_pending
+    cdef bint is_closed
+
+    # Failure details of the R_* codes
+    cdef int failure
+    cdef int reason
+    cdef const char *what
+    cdef object raised
+
+    # Receiving: bytes read ahead
+    cdef unsigned char *ahead
+    cdef size_t ahead_at, ahead_end, ahead_size
+    # the PDU and PDV in progress
+    cdef uint32_t pdu_length  # of the PDU in progress, as declared
+    cdef uint32_t pdu_left  # bytes of its variable field that are still to come
+    cdef uint32_t pdv_left  # bytes of the fragment still to come
+    cdef uint32_t pdv_size
+    cdef bint in_fragment, fragment_is_command, fragment_is_last
+    cdef int64_t pdu_began  # monotonic ns, 0: none in progress
+    # the message in progress
+    cdef bint in_msg, command_done, complete, partial_due, partial_told
+    cdef int context
+    cdef unsigned char *command
+    cdef size_t command_len, command_size
+    cdef PyObject *data
+    cdef unsigned char *data_at
+    cdef uint64_t data_len, data_size  # in memory
+    cdef uint64_t data_total
+    cdef uint64_t guess
+    cdef int sink
+    cdef unsigned char *sink_buffer
+    cdef size_t sink_len
+    cdef bint did_read
+    cdef bint starved  # what is buffered is known to be incomplete
+    # scattering read
+    cdef fp_iov in_iov[IOVS]
+    cdef unsigned char in_heads[HEAD * IOVS]
+
+    # Sending
+    cdef object send_lock
+    cdef int out_count, out_heads_count
+    cdef fp_iov out_iov[IOVS]
+    cdef unsigned char out_heads[HEAD * IOVS]
+    cdef unsigned char *chunk
+    cdef size_t chunk_size
+    cdef uint64_t out_sent  # bytes of the message that the kernel has taken
+    cdef bint held, cancelled
+    cdef readonly bint send_broken
+
+    cdef readonly uint64_t bytes_sent, bytes_received, pdus_sent, pdus_received
+    cdef readonly uint64_t messages_sent, messages_received, send_calls, receive_calls
+
+    def __cinit__(self, *args, **kwargs):
+        self.fd = -1
+        self.wake_ends[0] = self.wake_ends[1] = -1
+        self.sink = -1
+        self.c_pdu_timeout = -1
+        self.c_split = frozenset()
+        self.send_lock = threading.Lock()
+
+    def __init__(self, sock):
+        if type(self) is Connection:
+            raise TypeError("Connection is abstract: use FdConnection, SocketConnection or connect()")
+        number = sock.fileno()
+        if number < 0:
+            raise ValueError("the socket is closed")
+        if FP_HAVE_FD:
+            self.fd = fp_dup(number)
+            if self.fd < 0:
+                raise OSError(-self.fd, os.strerror(-self.fd))
+            status = fp_wake_new(self.wake_ends)
+            if status < 0:
+                raise OSError(-status, os.strerror(-status))
+        self.ahead_size = AHEAD
+        self.ahead = <unsigned char *>malloc(AHEAD)
+        if self.ahead == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        self._release()
+        free(self.ahead)
+        free(self.command)
+        free(self.sink_buffer)
+        free(self.chunk)
+        Py_XDECREF(self.data)
+        self.data = NULL
+
+    cdef void _release(self) noexcept:
+        cdef int i
+        if self.fd >= 0:
+            fp_close(self.fd)
+            self.fd = -1
+        if self.wake_ends[1] != self.wake_ends[0]:
+            fp_close(self.wake_ends[1])
+        fp_close(self.wake_ends[0])
+        for i in range(2):
+            self.wake_ends[i] = -1
+        self.is_closed = True
+
+    # ------------------------------------------------------------------------------- backend
+    cdef int64_t _recvv(self, fp_iov *v, int n) noexcept nogil:
+        """Read into the vectors without blocking: bytes, 0 at the end, or a negative errno."""
+        return -ENOSYS
+
+    cdef int64_t _sendv(self, fp_iov *v, int n) noexcept nogil:
+        """Write from the vectors without blocking: bytes taken, or a negative errno."""
+        return -ENOSYS
+
+    cdef int _poll(self, int events, bint with_wake, int64_t timeout) noexcept nogil:
+        return fp_poll(self.fd, events, self.wake_ends[0] if with_wake else -1, timeout)
+
+    cdef void _set_wake(self) noexcept:
+        fp_wake_set(self.wake_ends[1])
+
+    cdef void _clear_wake(self) noexcept:
+        fp_wake_clear(self.wake_ends[0])
+
+    cdef bint _pending(self) noexcept nogil:
+        """Whether the backend holds bytes that poll does not see (TLS)."""
+        return False
+
+    # ------------------------------------------------------------------------------- failures
+    cdef int _broke(self, int reason, const char *what) noexcept nogil:
+        self.reason = reason
+        self.what = what
+        return R_PROTOCOL
+
+    cdef int _failed(self, int64_t status) noexcept nogil:
+        """Turn a negative errno of the backend into a code."""
+        if status == -EINTR:
+            return R_SIGNAL
+        if status == RAISED:
+            return R_RAISED
+        self.failure = <int>-status
+        return R_ERRNO
+
+    cdef int _raise(self, int code) except -1:
+        """Raise what `code` stands for."""
+        cdef object error
+        if code == R_SIGNAL:
+            PyErr_CheckSignals()
+            return 0
+        if code == R_EOF:
+            raise PeerClosed(*self._progress())
+        if code == R_PROTOCOL:
+            if self.reason == 1:
+                raise ProtocolError(1, f"Unknown PDU type received '0x{self.ahead[self.ahead_at]:02X}'")
+            raise ProtocolError(self.reason, self.what.decode("ascii"))
+        if code == R_RAISED:
+            error = self.raised
+            self.raised = None
+            raise error
+        if code == R_NOMEM:
+            raise MemoryError
+        if code == R_CANCELLED:
+            raise Cancelled("the send was cancelled")
+        if code == R_SHORT_FILE:
+            raise EOFError("the file is shorter than it was when the transfer began")
+        if code == R_ERRNO:
+            error = OSError(self.failure, os.strerror(self.failure))
+            if isinstance(error, ConnectionError):
+                raise PeerClosed(*self._progress(), error) from error
+            raise error
+        if code == R_TIMEOUT:
+            raise TimeoutError("the peer does not take data")
+        raise RuntimeError(f"unexpected engine code {code}")
+
+    cdef tuple _progress(self):
+        """Return the (received, expected) bytes of the PDU in progress."""
+        if self.pdu_left or self.in_fragment:
+            return 6 + self.pdu_length - self.pdu_left, 6 + self.pdu_length
+        cdef size_t n = self.ahead_end - self.ahead_at
+        if n == 0:
+            return 0, 0
+        if n < 6:
+            return n, 6
+        return n, 6 + <uint64_t>fp_get32(self.ahead + self.ahead_at + 2)
+
+    cdef int _enter(self) except -1:
+        if self.is_closed or self.closing:
+            raise OSError(errno.EBADF, "the connection is closed")
+        self.users += 1
+        return 0
+
+    cdef void _leave(self) noexcept:
+        self.users -= 1
+        if self.closing and self.users == 0:
+            self._release()
+
+    # ------------------------------------------------------------------------------- waiting
+    cdef int _wait_readable(self, int64_t timeout) noexcept nogil:
+        cdef int ready
+        if self.quickack and self.did_read:
+            fp_quickack(self.fd)
+            self.did_read = False
+        ready = self._poll(FP_IN, True, timeout)
+        if ready < 0:
+            return self._failed(ready)
+        if ready & FP_WAKE:
+            return R_WAKE
+        return R_READY if ready else R_TIMEOUT
+
+    cdef int _wait_writable(self, int64_t timeout) noexcept nogil:
+        cdef int ready
+        cdef int64_t slice
+        cdef int64_t until = -1 if timeout < 0 else fp_now() + timeout
+        while True:
+            ready = self._poll(FP_OUT, True, left(until))
+            if self.cancelled or self.closing:
+                return R_CANCELLED
+            if ready < 0:
+                return self._failed(ready)
+            if ready & FP_OUT:
+                return R_READY
+            if ready == 0:
+                return R_TIMEOUT
+            # A wake-up meant for the reader, who will clear it in a moment.
+            slice = left(until)
+            if slice < 0 or slice > 2000000:
+                slice = 2000000
+            ready = self._poll(FP_OUT, False, slice)
+            if ready < 0:
+                return self._failed(ready)
+            if ready & FP_OUT:
+                return R_READY
+            if until >= 0 and left(until) == 0:
+                return R_TIMEOUT
+
+    cdef int _woken(self) except -1:
+        """Consume a wake-up."""
+        self.wake_pending = False
+        if not self.closing:
+            self._clear_wake()
+        return 0
+
+    def wait(self, timeout=None):
+        """Block until there is something to read.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; None for ever, 0 to poll.
+
+        Returns
+        -------
+        int
+            READY, WAKE or TIMEOUT.
+
+        Raises
+        ------
+        OSError
+            If the connection is closed on our side.
+        """
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef int code
+        self._enter()
+        try:
+            if not self.starved and (self.ahead_end > self.ahead_at or self._pending()):
+                return READY
+            while True:
+                with nogil:
+                    code = self._wait_readable(left(deadline))
+                if self.closing:
+                    raise OSError(errno.EBADF, "the connection is closed")
+                if code == R_READY:
+                    return READY
+                if code == R_TIMEOUT:
+                    return TIMEOUT
+                if code == R_WAKE:
+                    self._woken()
+                    return WAKE
+                self._raise(code)
+        finally:
+            self._leave()
+
+    # ------------------------------------------------------------------------------- receiving
+    cdef int _keep(self, const unsigned char *p, size_t n) noexcept nogil:
+        """Put bytes at the end of those read ahead."""
+        cdef size_t size
+        cdef unsigned char *bigger
+        if n == 0:
+            return R_OK
+        if self.ahead_end + n > self.ahead_size:
+            if self.ahead_at > 0:
+                memmove(self.ahead, self.ahead + self.ahead_at, self.ahead_end - self.ahead_at)
+                self.ahead_end -= self.ahead_at
+                self.ahead_at = 0
+            if self.ahead_end + n > self.ahead_size:
+                size = self.ahead_end + n
+                if size < 2 * self.ahead_size:
+                    size = 2 * self.ahead_size
+                bigger = <unsigned char *>realloc(self.ahead, size)
+                if bigger == NULL:
+                    return R_NOMEM
+                self.ahead = bigger
+                self.ahead_size = size
+        memcpy(self.ahead + self.ahead_end, p, n)
+        self.ahead_end += n
+        return R_OK
+
+    cdef int _got(self, int64_t n) noexcept nogil:
+        """Account for the outcome of a read; R_OK if it brought bytes."""
+        self.receive_calls += 1
+        if n > 0:
+            self.bytes_received += <uint64_t>n
+            self.did_read = True
+            self.starved = False
+            if self.pdu_began == 0:
+                self.pdu_began = fp_now()
+            return R_OK
+        if n == 0:
+            return R_EOF
+        return self._failed(n)
+
+    cdef int _read_ahead(self, size_t want) noexcept nogil:
+        """Read more bytes ahead, room for `want` at least, without blocking."""
+        cdef fp_iov v
+        cdef int64_t n
+        cdef int code
+        if self.ahead_at == self.ahead_end:
+            self.ahead_at = self.ahead_end = 0
+        elif self.ahead_at > 0 and self.ahead_end + want > self.ahead_size:
+            memmove(self.ahead, self.ahead + self.ahead_at, self.ahead_end - self.ahead_at)
+            self.ahead_end -= self.ahead_at
+            self.ahead_at = 0
+        code = self._widen()
+        if code != R_OK:
+            return code
+        v.iov_base = self.ahead + self.ahead_end
+        v.iov_len = self.ahead_size - self.ahead_end
+        n = self._recvv(&v, 1)
+        if n > 0:
+            self.ahead_end += <size_t>n
+        return self._got(n)
+
+    cdef int _read_exactly(self, size_t want) noexcept nogil:
+        """Read until `want` bytes are there, and no byte more, so that other readers find the stream intact."""
+        cdef fp_iov v
+        cdef int64_t n
+        cdef int code
+        if self.ahead_at > 0:
+            memmove(self.ahead, self.ahead + self.ahead_at, self.ahead_end - self.ahead_at)
+            self.ahead_end -= self.ahead_at
+            self.ahead_at = 0
+        code = self._widen()
+        if code != R_OK:
+            return code
+        v.iov_base = self.ahead + self.ahead_end
+        v.iov_len = self.ahead_size - self.ahead_end
+        if v.iov_len > want - self.ahead_end:
+            v.iov_len = want - self.ahead_end
+        n = self._recvv(&v, 1)
+        if n > 0:
+            self.ahead_end += <size_t>n
+        return self._got(n)
+
+    cdef int _widen(self) noexcept nogil:
+        """Make room behind the bytes read ahead: as much again as has arrived, whatever length was declared."""
+        cdef unsigned char *bigger
+        if self.ahead_end < self.ahead_size:
+            return R_OK
+        bigger = <unsigned char *>realloc(self.ahead, 2 * self.ahead_size)
+        if bigger == NULL:
+            return R_NOMEM
+        self.ahead = bigger
+        self.ahead_size *= 2
+        return R_OK
+
+    cdef void _trim_ahead(self) noexcept nogil:
+        """Give memory back once a large PDU or an overshoot has been consumed."""
+        cdef unsigned char *smaller
+        if self.ahead_at == self.ahead_end and self.ahead_size > AHEAD:
+            smaller = <unsigned char *>realloc(self.ahead, AHEAD)
+            if smaller != NULL:
+                self.ahead = smaller
+                self.ahead_size = AHEAD
+            self.ahead_at = self.ahead_end = 0
+
+    cdef int _check_header(self, const unsigned char *p) noexcept nogil:
+        """Judge a PDU by its 6-byte header (PS3.8 9.3.1, D.1)."""
+        cdef uint32_t length = fp_get32(p + 2)
+        cdef uint32_t limit
+        if p[0] == 4:
+            limit = self.max_receive_pdu
+            if limit == 0 or limit > C_HARD_PDU_CAP:
+                limit = C_HARD_PDU_CAP
+            if length > limit:
+                return self._broke(6, "P-DATA-TF PDU longer than the announced maximum length")
+            if length == 0:
+                return self._broke(6, "P-DATA-TF PDU without a presentation data value")
+            return R_OK
+        if p[0] == 1 or p[0] == 2:
+            if length > C_MAX_ASSOCIATE:
+                return self._broke(6, "A-ASSOCIATE PDU longer than 1 MiB")
+            return R_OK
+        if p[0] == 0 or p[0] > 7:
+            return self._broke(1, "unrecognised PDU type")
+        if length != 4:
+            return self._broke(6, "PDU of a fixed length with another length")
+        return R_OK
+
+    cdef int _pdu_header(self) noexcept nogil:
+        """Take the header of the next P-DATA-TF PDU from the bytes read ahead."""
+        cdef const unsigned char *p
+        cdef int code
+        if self.ahead_end - self.ahead_at < 6:
+            return self._read_ahead(6)
+        p = self.ahead + self.ahead_at
+        code = self._check_header(p)
+        if code != R_OK:
+            return code
+        if p[0] != 4:
+            return R_OTHER
+        if self.pdu_began == 0:
+            self.pdu_began = fp_now()
+        self.pdu_length = self.pdu_left = fp_get32(p + 2)
+        self.ahead_at += 6
+        return R_OK
+
+    cdef int _pdv_header(self) noexcept nogil:
+        """Take the next PDV header (PS3.8 9.3.5.1, E.2) from the bytes read ahead."""
+        cdef const unsigned char *p
+        if self.pdu_left < 6:
+            return self._broke(6, "presentation data value shorter than its header")
+        if self.ahead_end - self.ahead_at < 6:
+            return self._read_ahead(6)
+        p = self.ahead + self.ahead_at
+        return self._open_fragment(fp_get32(p), p[4], p[5], True)
+
+    cdef int _open_fragment(self, uint32_t length, int context, int control, bint ahead) noexcept nogil:
+        cdef bint is_command = control & 1
+        if length < 2 or length > self.pdu_left - 4:
+            return self._broke(6, "presentation data value length out of range")
+        if self.in_msg and context != self.context:
+            return self._broke(5, "presentation context changes inside a message")
+        if is_command and self.command_done:
+            return self._broke(5, "command fragment inside a data set")
+        if not is_command and not self.command_done:
+            return self._broke(5, "data set fragment before the command set is complete")
+        if is_command and self.command_len + length - 2 > C_MAX_COMMAND:
+            return self._broke(6, "command set longer than 64 KiB")
+        if not is_command and self.max_message and self.data_total + length - 2 > self.max_message:
+            return self._broke(6, "data set longer than the limit of this receiver")
+        if not self.in_msg:
+            self.in_msg = True
+            self.context = context
+        if ahead:
+            self.ahead_at += 6
+        self.pdu_left -= 6
+        self.pdv_left = self.pdv_size = length - 2
+        self.in_fragment = True
+        self.fragment_is_command = is_command
+        self.fragment_is_last = (control & 2) != 0
+        return R_OK
+
+    cdef int _fragment_done(self) noexcept nogil:
+        """The fragment in progress is complete."""
+        self.in_fragment = False
+        if self.pdu_left == 0:
+            self.pdus_received += 1
+            self.pdu_began = fp_now()
+        if not self.fragment_is_last:
+            return R_OK
+        if self.fragment_is_command:
+            return self._command_complete()
+        self.complete = True
+        return R_OK
+
+    cdef int _command_complete(self) noexcept nogil:
+        """Find out whether a data set follows: Command Data Set Type (0000,0800), PS3.7 E.1."""
+        cdef size_t at = 0
+        cdef uint32_t tag, length
+        cdef int field = -1
+        cdef int kind = -1
+        cdef const unsigned char *p = self.command
+        self.command_done = True
+        while self.command_len - at >= 8:
+            # group and element are little endian 16-bit words
+            tag = (<uint32_t>p[at + 1] << 24) | (<uint32_t>p[at] << 16) | (<uint32_t>p[at + 3] << 8) | p[at + 2]
+            length = p[at + 4] | (<uint32_t>p[at + 5] << 8) | (<uint32_t>p[at + 6] << 16) | (<uint32_t>p[at + 7] << 24)
+            at += 8
+            if length > self.command_len - at:
+                break
+            if length >= 2:
+                if tag == 0x0100:
+                    field = p[at] | (p[at + 1] << 8)
+                elif tag == 0x0800:
+                    kind = p[at] | (p[at + 1] << 8)
+            at += length
+        if at != self.command_len or kind < 0 or field < 0:
+            return self._broke(6, "command set cannot be read")
+        if kind == 0x0101:
+            self.complete = True
+        elif self.split_any and (self.split_map[field >> 3] >> (field & 7)) & 1:
+            self.partial_due = True
+        return R_OK
+
+    cdef int _take_command(self) noexcept nogil:
+        """Move command bytes from those read ahead to the command set."""
+        cdef size_t n = self.ahead_end - self.ahead_at
+        cdef size_t size
+        cdef unsigned char *bigger
+        if n == 0:
+            return self._read_ahead(1)
+        if n > self.pdv_left:
+            n = self.pdv_left
+        if self.command_len + n > self.command_size:
+            size = 2 * (self.command_len + n)
+            bigger = <unsigned char *>realloc(self.command, size)
+            if bigger == NULL:
+                return R_NOMEM
+            self.command = bigger
+            self.command_size = size
+        memcpy(self.command + self.command_len, self.ahead + self.ahead_at, n)
+        self.command_len += n
+        self.ahead_at += n
+        self.pdv_left -= <uint32_t>n
+        self.pdu_left -= <uint32_t>n
+        return R_OK
+
+    cdef int _take_data(self) noexcept nogil:
+        """Move data set bytes to their place: from those read ahead, else straight from the socket."""
+        cdef size_t n
+        cdef uint64_t room
+        if self.sink >= 0:
+            return self._take_sunk()
+        room = self.data_size - self.data_len
+        if room == 0:
+            return R_GROW
+        n = self.ahead_end - self.ahead_at
+        if n == 0:
+            return self._scatter(room)
+        if n > self.pdv_left:
+            n = self.pdv_left
+        if n > room:
+            n = <size_t>room
+        memcpy(self.data_at + self.data_len, self.ahead + self.ahead_at, n)
+        self.ahead_at += n
+        self._took(n)
+        return R_OK
+
+    cdef inline void _took(self, uint64_t n) noexcept nogil:
+        self.data_len += n
+        self.data_total += n
+        self.pdv_left -= <uint32_t>n
+        self.pdu_left -= <uint32_t>n
+
+    cdef int _take_sunk(self) noexcept nogil:
+        """Like `_take_data`, to the sink. The buffer is written when it is full, and at the end of the message."""
+        cdef size_t n
+        cdef fp_iov v
+        cdef int64_t got
+        cdef int code
+        if self.sink_buffer == NULL:
+            self.sink_buffer = <unsigned char *>malloc(SINK)
+            if self.sink_buffer == NULL:
+                return R_NOMEM
+        if self.sink_len == SINK:
+            code = self._flush_sink()
+            if code != R_OK:
+                return code
+        n = self.ahead_end - self.ahead_at
+        if n == 0 and self.pdv_left > AHEAD:
+            v.iov_base = self.sink_buffer + self.sink_len
+            v.iov_len = SINK - self.sink_len
+            if v.iov_len > self.pdv_left:
+                v.iov_len = self.pdv_left
+            got = self._recvv(&v, 1)
+            code = self._got(got)
+            if code != R_OK:
+                return code
+            n = <size_t>got
+        else:
+            if n == 0:
+                return self._read_ahead(1)
+            if n > self.pdv_left:
+                n = self.pdv_left
+            if n > SINK - self.sink_len:
+                n = SINK - self.sink_len
+            memcpy(self.sink_buffer + self.sink_len, self.ahead + self.ahead_at, n)
+            self.ahead_at += n
+        self.sink_len += n
+        self.data_total += n
+        self.pdv_left -= <uint32_t>n
+        self.pdu_left -= <uint32_t>n
+        return R_OK
+
+    cdef int _flush_sink(self) noexcept nogil:
+        cdef int status
+        if self.sink >= 0 and self.sink_len > 0:
+            status = fp_write_all(self.sink, self.sink_buffer, self.sink_len)
+            if status < 0:
+                self.failure = -status
+                return R_ERRNO
+            self.sink_len = 0
+        return R_OK
+
+    cdef int _scatter(self, uint64_t room) noexcept nogil:
+        """Read the rest of the fragment and, betting that the next ones are as long, those behind it.
+
+        The vector is [rest of the fragment][header][fragment][header][fragment]..., so that each byte lands where
+        it stays. The headers are checked afterwards; from the first that is not as expected, the bytes are put
+        aside and read again in the general way.
+        """
+        cdef uint64_t first = self.pdv_left if self.pdv_left < room else room
+        cdef uint64_t at = self.data_len + first
+        cdef uint64_t window = 0
+        cdef uint32_t fragment = self.pdv_size
+        cdef int n = 1
+        cdef int i, code
+        cdef int64_t r
+        cdef size_t got, part, take
+        cdef unsigned char *head
+        cdef uint32_t length
+        self.ahead_at = self.ahead_end = 0
+        self.in_iov[0].iov_base = self.data_at + self.data_len
+        self.in_iov[0].iov_len = <size_t>first
+        if first == self.pdv_left and self.pdu_left == self.pdv_left and not self.fragment_is_last and fragment:
+            while n + 2 <= IOVS and at < self.data_size and window < WINDOW:
+                self.in_iov[n].iov_base = &self.in_heads[HEAD * (n >> 1)]
+                self.in_iov[n].iov_len = HEAD
+                self.in_iov[n + 1].iov_base = self.data_at + at
+                part = fragment
+                if part > self.data_size - at:
+                    part = <size_t>(self.data_size - at)
+                self.in_iov[n + 1].iov_len = part
+                at += part
+                window += HEAD + part
+                n += 2
+        r = self._recvv(self.in_iov, n)
+        code = self._got(r)
+        if code != R_OK:
+            return code
+        got = <size_t>r
+        take = got if got < first else <size_t>first
+        self._took(take)
+        got -= take
+        i = 1
+        while got > 0:
+            # The fragment before is complete here, and was not the last one.
+            code = self._fragment_done()
+            head = &self.in_heads[HEAD * (i >> 1)]
+            if got < HEAD:
+                return self._keep(head, got)
+            length = fp_get32(head + 2)
+            part = self.in_iov[i + 1].iov_len
+            if (
+                head[0] != 4
+                or fp_get32(head + 6) != length - 4
+                or length < 6
+                or length - 6 > fragment
+                or self._check_header(head) != R_OK
+                or head[11] & 1
+            ):
+                return self._put_aside(i, 0, got)
+            self.pdu_length = self.pdu_left = length
+            code = self._open_fragment(length - 4, head[10], head[11], False)
+            if code != R_OK:
+                return code
+            got -= HEAD
+            if part > got:
+                part = got
+            take = part if part < self.pdv_left else self.pdv_left
+            self._took(take)
+            got -= take
+            if self.pdv_left > 0:
+                return R_OK
+            if self.fragment_is_last or take < part:
+                # A shorter fragment, or the end of the message: what was read beyond it is not in its place.
+                return self._put_aside(i + 1, take, got)
+            i += 2
+        return R_OK
+
+    cdef int _put_aside(self, int i, size_t offset, size_t n) noexcept nogil:
+        """Keep `n` bytes of the read vector, from `offset` of entry `i` on."""
+        cdef size_t part
+        cdef int code
+        while n > 0:
+            part = self.in_iov[i].iov_len - offset
+            if part > n:
+                part = n
+            code = self._keep(<const unsigned char *>self.in_iov[i].iov_base + offset, part)
+            if code != R_OK:
+                return code
+            n -= part
+            offset = 0
+            i += 1
+        return R_OK
+
+    cdef int _step(self) noexcept nogil:
+        """One step of the receiver, without blocking."""
+        cdef int code
+        if self.in_fragment:
+            if self.pdv_left > 0:
+                code = self._take_command() if self.fragment_is_command else self._take_data()
+                if code != R_OK:
+                    return code
+                if self.pdv_left > 0 or not self.in_fragment:
+                    return R_OK
+            return self._fragment_done()
+        if self.partial_due and not self.partial_told:
+            return R_PARTIAL
+        if self.complete:
+            if self.pdu_left > 0:
+                return self._broke(5, "a second message in one P-DATA-TF PDU")
+            code = self._flush_sink()
+            return R_MESSAGE if code == R_OK else code
+        if self.pdu_left > 0:
+            return self._pdv_header()
+        return self._pdu_header()
+
+    cdef int _advance(self, int64_t deadline, bint block) noexcept nogil:
+        """Run the receiver until something is to be said or done under the GIL."""
+        cdef int code
+        cdef int64_t until
+        cdef bint idle
+        while True:
+            code = self._step()
+            if code == R_OK:
+                continue
+            if code != R_ERRNO or self.failure != EAGAIN:
+                return code
+            idle = not self.in_msg and self.pdu_left == 0 and self.ahead_at == self.ahead_end
+            if idle:
+                self.pdu_began = 0
+                until = deadline
+            else:
+                until = -1
+                if self.c_pdu_timeout >= 0 and self.pdu_began:
+                    until = self.pdu_began + <int64_t>(self.c_pdu_timeout * 1e9)
+                    if left(until) == 0:
+                        return self._broke(0, "the peer stalled in the middle of a message")
+            if not block:
+                self.starved = True
+                return R_TIMEOUT
+            code = self._wait_readable(left(until))
+            if code == R_READY:
+                continue
+            if code == R_TIMEOUT and not idle:
+                return self._broke(0, "the peer stalled in the middle of a message")
+            return code
+
+    cdef int _grow(self) except -1:
+        """Make room for more of the data set: as much again as has arrived."""
+        cdef uint64_t size
+        if self.data == NULL:
+            size = self.guess if self.guess > FIRST_DATA else FIRST_DATA
+            self.data = new_bytes(NULL, <Py_ssize_t>size)
+        else:
+            size = self.data_size + (self.data_size if self.data_size < MAX_GROWTH else MAX_GROWTH)
+            _PyBytes_Resize(&self.data, <Py_ssize_t>size)
+        self.data_size = size
+        self.data_at = <unsigned char *>bytes_at(self.data)
+        return 0
+
+    cdef Message _take(self):
+        """Return the complete message and forget it here."""
+        cdef Message message = self._describe()
+        if self.data != NULL:
+            if self.data_len != self.data_size:
+                _PyBytes_Resize(&self.data, <Py_ssize_t>self.data_len)
+            message.data = <bytes><object>self.data
+            Py_XDECREF(self.data)
+            self.data = NULL
+            self.guess = self.data_len if self.data_len < MAX_GUESS else MAX_GUESS
+        elif not self.fragment_is_command and self.sink < 0:
+            message.data = b""  # a data set came, and was empty
+        self.messages_received += 1
+        self._forget()
+        return message
+
+    cdef Message _describe(self):
+        cdef Message message = Message.__new__(Message)
+        message.context_id = self.context
+        message.command = PyBytes_FromStringAndSize(<char *>self.command, <Py_ssize_t>self.command_len)
+        message.length = self.data_total
+        return message
+
+    cdef void _forget(self) noexcept:
+        self.in_msg = self.command_done = self.complete = self.partial_due = self.partial_told = False
+        self.in_fragment = False
+        self.pdv_left = 0
+        self.command_len = 0
+        self.data_len = self.data_size = self.data_total = 0
+        self.sink = -1
+        self.sink_len = 0
+        self.pdu_began = 0 if self.ahead_at == self.ahead_end else self.pdu_began
+        self._trim_ahead()
+
+    @property
+    def partial(self):
+        """The message of which `receive` has told PARTIAL, as far as it is known."""
+        if not self.partial_due:
+            raise RuntimeError("no message waits for a sink")
+        return self._describe()
+
+    def receive(self, timeout=None):
+        """Receive one whole DIMSE message (PS3.7 6.3, PS3.8 Annex E).
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait for the first byte; None for ever, 0 to take what is there. A message that has begun
+            must go on within `pdu_timeout`.
+
+        Returns
+        -------
+        Message or int
+            The message, or OTHER, WAKE, TIMEOUT, PARTIAL.
+
+        Raises
+        ------
+        ProtocolError
+            If the peer breaks the protocol.
+        PeerClosed
+            If the connection ends.
+        OSError
+            If the socket fails, the sink cannot be written, or the connection is closed on our side.
+        """
+        cdef int64_t deadline = deadline_of(timeout)
+        cdef bint block = timeout is None or timeout > 0
+        cdef int code
+        self._enter()
+        try:
+            while True:
+                with nogil:
+                    code = self._advance(deadline, block)
+                if code == R_MESSAGE:
+                    return self._take()
+                if code == R_GROW:
+                    self._grow()
+                elif self.closing:
+                    raise OSError(errno.EBADF, "the connection is closed")
+                elif code == R_WAKE:
+                    self._woken()
+                    return WAKE
+                elif code == R_TIMEOUT:
+                    return TIMEOUT
+                elif code == R_OTHER:
+                    return OTHER
+                elif code == R_PARTIAL:
+                    return PARTIAL
+                else:
+                    self._raise(code)
+        finally:
+            self._leave()
+
+    def receive_pdu(self):
+        """Take one whole PDU of any type from the stream; never blocks.
+
+        Returns
+        -------
+        bytes or None
+            The PDU with its 6-byte header; None if it is not complete yet.
+
+        Raises
+        ------
+        ProtocolError
+            If its header is not acceptable.
+        PeerClosed
+            If the connection ends.
+        RuntimeError
+            If `receive` has begun a message.
+        """
+        cdef size_t n, want
+        cdef int code = R_OK
+        cdef bytes pdu
+        if self.in_msg or self.pdu_left:
+            raise RuntimeError("a message is in progress")
+        self._enter()
+        try:
+            while True:
+                n = self.ahead_end - self.ahead_at
+                want = 6
+                if n >= 6:
+                    code = self._check_header(self.ahead + self.ahead_at)
+                    if code != R_OK:
+                        self._raise(code)
+                    want = 6 + <size_t>fp_get32(self.ahead + self.ahead_at + 2)
+                if n >= want:
+                    pdu = PyBytes_FromStringAndSize(<char *>self.ahead + self.ahead_at, <Py_ssize_t>want)
+                    self.ahead_at += want
+                    self.pdus_received += 1
+                    self.pdu_began = 0 if self.ahead_at == self.ahead_end else fp_now()
+                    self._trim_ahead()
+                    return pdu
+                with nogil:
+                    code = self._read_exactly(want)
+                if code == R_ERRNO and self.failure == EAGAIN:
+                    self.starved = True
+                    return None
+                if code != R_OK:
+                    self._raise(code)
+        finally:
+            self._leave()
+
+    def set_sink(self, int fd):
+        """Say where the data set goes of which `receive` has told PARTIAL.
+
+        Parameters
+        ----------
+        fd : int
+            A file descriptor open for writing, or -1 for memory.
+
+        Raises
+        ------
+        RuntimeError
+            If no message waits for it.
+        """
+        if not self.partial_due or self.partial_told:
+            raise RuntimeError("no message waits for a sink")
+        self.sink = fd if fd >= 0 else -1
+        self.partial_told = True
+
+    def drop_message(self):
+        """Forget the message in progress; what was read ahead of it stays (an A-ABORT, for instance)."""
+        Py_XDECREF(self.data)
+        self.data = NULL
+        self.pdu_left = 0
+        self._forget()
+
+    def abandon(self):
+        """Forget the message or PDU in progress, and what was read ahead."""
+        self.ahead_at = self.ahead_end = 0
+        self.drop_message()
+
+    # ------------------------------------------------------------------------------- sending
+    cdef int _flush(self, int64_t patience) noexcept nogil:
+        """Hand the vectors to the kernel; `patience` ns without progress are too long (negative: never)."""
+        cdef int at = 0
+        cdef int n = self.out_count
+        cdef int64_t r
+        cdef int code
+        self.out_count = self.out_heads_count = 0
+        while at < n:
+            r = self._sendv(&self.out_iov[at], n - at)
+            self.send_calls += 1
+            if r >= 0:
+                self.bytes_sent += <uint64_t>r
+                self.out_sent += <uint64_t>r
+                while at < n and <size_t>r >= self.out_iov[at].iov_len:
+                    r -= <int64_t>self.out_iov[at].iov_len
+                    at += 1
+                if at < n:
+                    self.out_iov[at].iov_base = <char *>self.out_iov[at].iov_base + r
+                    self.out_iov[at].iov_len -= <size_t>r
+                continue
+            if r == -EAGAIN:
+                code = self._wait_writable(patience)
+                if code == R_READY:
+                    continue
+            else:
+                code = self._failed(r)
+            if code == R_SIGNAL:
+                code = self._run_signal_handlers()
+                if code == R_OK:
+                    continue
+            return code
+        return R_OK
+
+    cdef int _run_signal_handlers(self) noexcept nogil:
+        with gil:
+            try:
+                PyErr_CheckSignals()
+            except BaseException as error:
+                self.raised = error
+                return R_RAISED
+        return R_OK
+
+    cdef int _frame(
+        self, int context, int control, Py_buffer *views, uint64_t total, bint ends, uint32_t fragment, int64_t patience
+    ) noexcept nogil:
+        """Put `total` bytes of the command set (control 1) or the data set (0) into the vectors, as P-DATA-TF PDUs.
+
+        The vectors are flushed whenever they are full. `ends`: the last fragment is the last of the set (PS3.8 E.2).
+        """
+        cdef int i = 0
+        cdef size_t offset = 0
+        cdef size_t part
+        cdef uint32_t rest
+        cdef unsigned char *head
+        cdef int code
+        while total > 0:
+            if self.out_count + 2 > IOVS:
+                code = self._flush(patience)
+                if code != R_OK:
+                    return code
+            rest = fragment if total > fragment else <uint32_t>total
+            total -= rest
+            head = &self.out_heads[HEAD * self.out_heads_count]
+            self.out_heads_count += 1
+            head[0] = 4
+            head[1] = 0
+            fp_put32(head + 2, rest + 6)
+            fp_put32(head + 6, rest + 2)
+            head[10] = <unsigned char>context
+            head[11] = <unsigned char>(control | (2 if total == 0 and ends else 0))
+            self.out_iov[self.out_count].iov_base = head
+            self.out_iov[self.out_count].iov_len = HEAD
+            self.out_count += 1
+            self.pdus_sent += 1
+            while rest > 0:
+                part = <size_t>views[i].len - offset
+                if part == 0:
+                    i += 1
+                    offset = 0
+                    continue
+                if self.out_count == IOVS:
+                    code = self._flush(patience)
+                    if code != R_OK:
+                        return code
+                if part > rest:
+                    part = rest
+                self.out_iov[self.out_count].iov_base = <char *>views[i].buf + offset
+                self.out_iov[self.out_count].iov_len = part
+                self.out_count += 1
+                offset += part
+                rest -= <uint32_t>part
+        return R_OK
+
+    cdef int _send_message(
+        self, int context, Outgoing command, Outgoing data, uint32_t fragment, int64_t patience
+    ) noexcept nogil:
+        cdef int code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
+        if code == R_OK:
+            code = self._frame(context, 0, data.views, data.total, True, fragment, patience)
+        if code == R_OK:
+            code = self._flush(patience)
+        return code
+
+    cdef int _send_from_file(
+        self, int context, Outgoing command, int fd, int64_t offset, uint64_t length, uint32_t fragment, int64_t patience
+    ) noexcept nogil:
+        cdef size_t size, got
+        cdef int64_t r
+        cdef Py_buffer view
+        cdef int code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
+        # Whole fragments, so that the data set is framed as if it were in one piece
+        size = fragment * ((READ_CHUNK + fragment - 1) // fragment)
+        if code == R_OK and length > 0 and self.chunk_size < size:
+            free(self.chunk)
+            self.chunk = <unsigned char *>malloc(size)
+            self.chunk_size = size if self.chunk != NULL else 0
+            if self.chunk == NULL:
+                return R_NOMEM
+        while code == R_OK and length > 0:
+            if size > length:
+                size = <size_t>length
+            got = 0
+            while got < size:
+                r = fp_pread(fd, self.chunk + got, size - got, offset)
+                if r <= 0:
+                    # The PDUs that are in the vectors already must not leave alone
+                    self.out_count = self.out_heads_count = 0
+                    if r == 0:
+                        return R_SHORT_FILE
+                    return self._failed(r)
+                got += <size_t>r
+                offset += r
+            length -= size
+            view.buf = self.chunk
+            view.len = <Py_ssize_t>size
+            code = self._frame(context, 0, &view, size, length == 0, fragment, patience)
+            if code == R_OK:
+                code = self._flush(patience)
+        if code == R_OK:
+            code = self._flush(patience)
+        return code
+
+    cdef int _check_send(self, object context_id, Outgoing command, object max_pdu) except -1:
+        if not isinstance(context_id, int) or not 0 < context_id < 256 or context_id % 2 == 0:
+            raise ValueError(f"context_id must be an odd number from 1 to 255, not {context_id!r}")
+        if command.count != 1 or command.total == 0:
+            raise ValueError("the command set must be one buffer, and not an empty one")
+        if not isinstance(max_pdu, int) or max_pdu < 0 or 0 < max_pdu < 7:
+            raise ValueError(f"max_pdu must be 0 (unlimited) or at least {MIN_PDU}, not {max_pdu!r}")
+        return 0
+
+    cdef uint32_t _fragment(self, object max_pdu) except 0:
+        """Return the fragment size under a maximum length (PS3.8 D.1), even where that is possible (E.1)."""
+        cdef uint32_t size
+        if max_pdu == 0:
+            return C_UNLIMITED_FRAGMENT
+        size = C_MAX_FRAGMENT if max_pdu - 6 > C_MAX_FRAGMENT else max_pdu - 6
+        return size & ~(<uint32_t>1) if size > 1 else size
+
+    cdef int _begin_send(self, bint message) except -1:
+        if message and self.held:
+            raise Cancelled("no message may be sent now")
+        if self.send_broken:
+            raise PeerClosed(0, 0, "an earlier PDU was cut while it was sent")
+        self._enter()
+        self.cancelled = False
+        self.out_sent = 0
+        self.out_count = self.out_heads_count = 0
+        return 0
+
+    cdef int _end_send(self, int code, uint64_t command, uint64_t data, uint32_t fragment) except -1:
+        """Account for the end of a send, and raise if it failed."""
+        cdef uint64_t step = fragment + HEAD
+        cdef uint64_t command_bytes = command + HEAD * ((command + fragment - 1) // fragment)
+        cdef uint64_t data_bytes = data + HEAD * ((data + fragment - 1) // fragment)
+        cdef uint64_t at = self.out_sent
+        if code == R_OK:
+            self.messages_sent += 1
+            return 0
+        if at > command_bytes:
+            at -= command_bytes
+            self.send_broken = at != data_bytes and at % step != 0
+        else:
+            self.send_broken = at != command_bytes and at % step != 0
+        return self._raise(code)
+
+    def send(self, context_id, command, data=(), *, max_pdu, timeout=None):
+        """Send one whole DIMSE message as P-DATA-TF PDUs (PS3.7 6.3, PS3.8 Annex E).
+
+        Parameters
+        ----------
+        context_id : int
+            The presentation context ID, odd, 1 to 255.
+        command : bytes-like
+            The encoded command set.
+        data : bytes-like or sequence of bytes-like, optional
+            The encoded data set, in one or more buffers. They are not copied.
+        max_pdu : int
+            The peer's maximum length (PS3.8 D.1); 0 means unlimited.
+        timeout : float, optional
+            Seconds without progress after which to give up; None for never.
+
+        Returns
+        -------
+        int
+            The number of PDUs sent.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range.
+        TimeoutError
+            If the peer takes no data for `timeout` seconds.
+        PeerClosed, OSError
+            If the connection fails.
+        Cancelled
+            If `cancel` was called.
+        """
+        cdef Outgoing head = Outgoing(command)
+        cdef Outgoing body = Outgoing(data)
+        cdef int64_t patience = patience_of(timeout)
+        cdef uint32_t fragment
+        cdef int context, code
+        cdef uint64_t before
+        self._check_send(context_id, head, max_pdu)
+        fragment = self._fragment(max_pdu)
+        context = context_id
+        with self.send_lock:
+            self._begin_send(True)
+            try:
+                before = self.pdus_sent
+                with nogil:
+                    code = self._send_message(context, head, body, fragment, patience)
+                self._end_send(code, head.total, body.total, fragment)
+                return self.pdus_sent - before
+            finally:
+                self._leave()
+
+    def send_file(self, context_id, command, int fd, offset, length, *, max_pdu, timeout=None):
+        """Send one whole DIMSE message whose data set is a range of a file.
+
+        Parameters
+        ----------
+        context_id : int
+            The presentation context ID, odd, 1 to 255.
+        command : bytes-like
+            The encoded command set.
+        fd : int
+            A descriptor of the file, open for reading. Its position is neither used nor changed.
+        offset, length : int
+            The range in bytes.
+        max_pdu : int
+            The peer's maximum length (PS3.8 D.1); 0 means unlimited.
+        timeout : float, optional
+            Seconds without progress after which to give up; None for never.
+
+        Returns
+        -------
+        int
+            The number of PDUs sent.
+
+        Raises
+        ------
+        EOFError
+            If the file is shorter than `offset` + `length`.
+        ValueError, TimeoutError, PeerClosed, OSError, Cancelled
+            As for `send`, and if the file cannot be read.
+        """
+        cdef Outgoing head = Outgoing(command)
+        cdef int64_t patience = patience_of(timeout)
+        cdef int64_t begin
+        cdef uint64_t size
+        cdef uint32_t fragment
+        cdef int context, code
+        cdef uint64_t before
+        self._check_send(context_id, head, max_pdu)
+        if offset < 0 or length < 0:
+            raise ValueError(f"offset and length must not be negative: {offset!r}, {length!r}")
+        fragment = self._fragment(max_pdu)
+        context = context_id
+        begin = offset
+        size = length
+        with self.send_lock:
+            self._begin_send(True)
+            try:
+                before = self.pdus_sent
+                with nogil:
+                    code = self._send_from_file(context, head, fd, begin, size, fragment, patience)
+                self._end_send(code, head.total, size, fragment)
+                return self.pdus_sent - before
+            finally:
+                self._leave()
+
+    def send_bytes(self, data, *, timeout=None):
+        """Send ready-made PDUs.
+
+        Parameters
+        ----------
+        data : bytes-like
+            One or more whole PDUs.
+        timeout : float, optional
+            Seconds without progress after which to give up; None for never.
+
+        Raises
+        ------
+        TimeoutError, PeerClosed, OSError, Cancelled
+            As for `send`.
+        """
+        cdef Outgoing body = Outgoing(data)
+        cdef int64_t patience = patience_of(timeout)
+        cdef int code
+        with self.send_lock:
+            self._begin_send(False)
+            try:
+                if body.total == 0:
+                    return
+                self.out_iov[0].iov_base = body.views[0].buf
+                self.out_iov[0].iov_len = <size_t>body.views[0].len
+                self.out_count = 1
+                with nogil:
+                    code = self._flush(patience)
+                if code != R_OK:
+                    self.send_broken = self.out_sent > 0
+                    self._raise(code)
+                self.pdus_sent += 1
+            finally:
+                self._leave()
+
+    # ------------------------------------------------------------------------------- control
+    def wake(self):
+        """Make a blocked `wait` or `receive`, or the next one, return WAKE. Any thread may call it."""
+        if self.closing or self.is_closed or self.wake_pending:
+            return
+        self.wake_pending = True
+        self._set_wake()
+
+    def hold(self):
+        """Let no new message begin: `send` and `send_file` raise Cancelled until `resume`. Any thread may call it."""
+        self.held = True
+
+    def cancel(self):
+        """Hold, and make a blocked send raise Cancelled. `send_bytes` works afterwards. Any thread may call it."""
+        self.held = True
+        self.cancelled = True
+        if not self.closing:
+            self._set_wake()
+
+    def resume(self):
+        """Let messages be sent again."""
+        self.held = False
+
+    def close(self):
+        """Give up the descriptor. Blocked calls end; idempotent, from any thread."""
+        if self.closing:
+            return
+        self.closing = True
+        if self.users:
+            self._set_wake()
+        else:
+            self._release()
+
+    @property
+    def closed(self):
+        """Whether `close` was called."""
+        return bool(self.closing)
+
+    @property
+    def pdu_timeout(self):
+        """Seconds from a PDU's first byte to its last, or None."""
+        return None if self.c_pdu_timeout < 0 else self.c_pdu_timeout
+
+    @pdu_timeout.setter
+    def pdu_timeout(self, value):
+        patience_of(value)
+        self.c_pdu_timeout = -1 if value is None or value > 4e9 else value
+
+    @property
+    def split_commands(self):
+        """Command fields whose data set goes to a sink: `receive` tells PARTIAL for them."""
+        return self.c_split
+
+    @split_commands.setter
+    def split_commands(self, fields):
+        cdef int field
+        cdef int i
+        fields = frozenset(fields)
+        for i in range(8192):
+            self.split_map[i] = 0
+        for value in fields:
+            if not 0 <= value <= 0xFFFF:
+                raise ValueError(f"not a command field: {value!r}")
+            field = value
+            self.split_map[field >> 3] |= 1 << (field & 7)
+        self.c_split = fields
+        self.split_any = bool(fields)
+
+    @property
+    def in_message(self):
+        """Whether a part of a message, more than of its first header, has been received."""
+        return bool(self.in_msg or self.pdu_left)
+
+    @property
+    def in_pdu(self):
+        """Whether a part of a PDU has been received."""
+        return bool(self.pdu_left or self.in_fragment or self.ahead_at != self.ahead_end)
+
+    @property
+    def buffered(self):
+        """Bytes read ahead."""
+        return self.ahead_end - self.ahead_at
+
+    @property
+    def pdu_age(self):
+        """Seconds since the PDU in progress began, 0.0 if there is none."""
+        if not self.pdu_began or not self.in_pdu:
+            return 0.0
+        return (fp_now() - self.pdu_began) / 1e9
+
+
+@cython.final
+cdef class FdConnection(Connection):
+    """A plain TCP (or Unix) socket on POSIX: system calls on our own duplicate of the descriptor."""
+
+    def __init__(self, sock):
+        if not FP_HAVE_FD:
+            raise OSError(errno.ENOSYS, "FdConnection needs a POSIX platform: use SocketConnection")
+        super().__init__(sock)
+
+    cdef int64_t _recvv(self, fp_iov *v, int n) noexcept nogil:
+        return fp_recvv(self.fd, v, n)
+
+    cdef int64_t _sendv(self, fp_iov *v, int n) noexcept nogil:
+        return fp_sendv(self.fd, v, n)
+
+
+@cython.final
+cdef class SocketConnection(Connection):
+    """Any object with recv_into, send and fileno: TLS, Windows, and whatever wraps a socket.
+
+    The socket is switched to non-blocking mode. A TLS object is not used by two threads at once.
+    """
+
+    cdef object sock
+    cdef object io_lock
+    cdef object pending
+    cdef object wake_pair
+    cdef bytearray stage
+    cdef int extra_events  # what the TLS layer waits for besides the direction asked for
+
+    def __init__(self, sock):
+        super().__init__(sock)
+        self.sock = sock
+        self.io_lock = threading.Lock()
+        self.pending = getattr(sock, "pending", None)
+        if not FP_HAVE_FD:
+            import socket
+            self.wake_pair = socket.socketpair()
+            for end in self.wake_pair:
+                end.setblocking(False)
+        sock.setblocking(False)
+
+    cdef int64_t _status(self, object error) noexcept:
+        """Turn an exception of the socket object into a negative errno."""
+        if isinstance(error, SSLWantWriteError):
+            self.extra_events = FP_OUT
+            return -EAGAIN
+        if isinstance(error, SSLWantReadError):
+            self.extra_events = FP_IN
+            return -EAGAIN
+        if isinstance(error, (SSLZeroReturnError, SSLEOFError)):
+            return 0
+        if isinstance(error, BlockingIOError):
+            return -EAGAIN
+        if isinstance(error, SSLError):
+            self.raised = PeerClosed(0, 0, error)
+            return RAISED
+        if isinstance(error, OSError) and error.errno:
+            return -<int64_t>error.errno
+        self.raised = error
+        return RAISED
+
+    cdef int64_t _recvv(self, fp_iov *v, int n) noexcept nogil:
+        cdef int64_t status
+        with gil:
+            try:
+                view = PyMemoryView_FromMemory(<char *>v[0].iov_base, <Py_ssize_t>v[0].iov_len, PyBUF_WRITE)
+                with self.io_lock:
+                    self.extra_events = 0
+                    return self.sock.recv_into(view)
+            except BaseException as error:
+                status = self._status(error)
+                return status
+
+    cdef int64_t _sendv(self, fp_iov *v, int n) noexcept nogil:
+        cdef size_t size = 0
+        cdef size_t part
+        cdef int i
+        cdef char *p
+        cdef int64_t status
+        with gil:
+            try:
+                if self.stage is None:
+                    self.stage = bytearray(STAGE)
+                p = self.stage
+                for i in range(n):
+                    part = v[i].iov_len
+                    if part > STAGE - size:
+                        part = STAGE - size
+                    memcpy(p + size, v[i].iov_base, part)
+                    size += part
+                    if size == STAGE:
+                        break
+                with memoryview(self.stage)[:size] as view, self.io_lock:
+                    self.extra_events = 0
+                    return self.sock.send(view)
+            except BaseException as error:
+                status = self._status(error)
+                return -32 if status == 0 else status  # EPIPE
+
+    cdef int _poll(self, int events, bint with_wake, int64_t timeout) noexcept nogil:
+        cdef int ready
+        if FP_HAVE_FD:
+            return fp_poll(self.fd, events | self.extra_events, self.wake_ends[0] if with_wake else -1, timeout)
+        with gil:
+            ready = self._select(events | self.extra_events, with_wake, timeout)
+        return ready
+
+    cdef int _select(self, int events, bint with_wake, int64_t timeout) noexcept:
+        """`fp_poll` for platforms without it."""
+        import select
+        readers = [self.sock] if events & FP_IN else []
+        if with_wake:
+            readers.append(self.wake_pair[0])
+        writers = [self.sock] if events & FP_OUT else []
+        try:
+            found = select.select(readers, writers, [], None if timeout < 0 else timeout / 1e9)
+        except (OSError, ValueError):
+            return events
+        ready = events if self.sock in found[0] or self.sock in found[1] else 0
+        return ready | (FP_WAKE if with_wake and self.wake_pair[0] in found[0] else 0)
+
+    cdef void _set_wake(self) noexcept:
+        if FP_HAVE_FD:
+            fp_wake_set(self.wake_ends[1])
+            return
+        try:
+            self.wake_pair[1].send(b"w")
+        except OSError:
+            pass
+
+    cdef void _clear_wake(self) noexcept:
+        if FP_HAVE_FD:
+            fp_wake_clear(self.wake_ends[0])
+            return
+        try:
+            self.wake_pair[0].recv(64)
+        except OSError:
+            pass
+
+    cdef bint _pending(self) noexcept nogil:
+        with gil:
+            if self.pending is None:
+                return False
+            try:
+                with self.io_lock:
+                    return self.pending() > 0
+            except (OSError, ValueError):
+                return True
+
+
+def connect(sock):
+    """Return the connection object for a connected socket.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        A connected stream socket, plain or TLS.
+
+    Returns
+    -------
+    Connection
+        FdConnection for a plain socket on POSIX, else SocketConnection.
+    """
+    import socket
+    if FP_HAVE_FD and type(sock) is socket.socket:
+        return FdConnection(sock)
+    return SocketConnection(sock)
+
+
+# ----------------------------------------------------------------------------------- command sets
+cdef enum:
+    V_US = 1
+    V_UL = 2
+    V_AT = 3
+    V_UI = 4
+    V_AE = 5
+    V_TEXT = 6
+
+# The command elements in use (PS3.7 E.1)
+cdef dict VALUE_KINDS = {
+    0x0000: V_UL,
+    0x0002: V_UI,
+    0x0003: V_UI,
+    0x0100: V_US,
+    0x0110: V_US,
+    0x0120: V_US,
+    0x0600: V_AE,
+    0x0700: V_US,
+    0x0800: V_US,
+    0x0900: V_US,
+    0x0901: V_AT,
+    0x0902: V_TEXT,
+    0x0903: V_US,
+    0x1000: V_UI,
+    0x1001: V_UI,
+    0x1002: V_US,
+    0x1005: V_AT,
+    0x1008: V_US,
+    0x1020: V_US,
+    0x1021: V_US,
+    0x1022: V_US,
+    0x1023: V_US,
+    0x1030: V_AE,
+    0x1031: V_US,
+}
+cdef unsigned char kinds[0x1032]
+for _element, _kind in VALUE_KINDS.items():
+    kinds[_element] = _kind
+
+
+cdef inline void put16(unsigned char *p, uint32_t v) noexcept:
+    p[0] = v & 0xFF
+    p[1] = (v >> 8) & 0xFF
+
+
+cdef inline void put32(unsigned char *p, uint32_t v) noexcept:
+    put16(p, v & 0xFFFF)
+    put16(p + 2, v >> 16)
+
+
+cdef inline uint32_t get16(const unsigned char *p) noexcept:
+    return p[0] | (<uint32_t>p[1] << 8)
+
+
+cdef inline uint32_t get32(const unsigned char *p) noexcept:
+    return get16(p) | (get16(p + 2) << 16)
+
+
+def encode_command(elements):
+    """Encode a command set in implicit VR little endian, group length first (PS3.7 6.3.1).
+
+    Parameters
+    ----------
+    elements : mapping of int to (int, str or sequence of int)
+        ``{element number of group 0000: value}``. A value of None leaves the element out; (0000,0000) is computed.
+
+    Returns
+    -------
+    bytes
+        The encoded command set.
+
+    Raises
+    ------
+    CommandError
+        If an element is unknown, or a value does not fit it.
+    """
+    cdef unsigned char buffer[2048]
+    cdef size_t at = 12
+    cdef size_t length
+    cdef int element, kind
+    cdef object value
+    cdef bytes text
+    cdef uint64_t number
+    for element in sorted(elements):
+        value = elements[element]
+        if value is None or element == 0:
+            continue
+        kind = kinds[element] if 0 < element < 0x1032 else 0
+        if kind == 0:
+            raise CommandError(f"(0000,{element:04X}) is not a command element")
+        put16(buffer + at, 0)
+        put16(buffer + at + 2, element)
+        try:
+            if kind == V_US or kind == V_UL:
+                number = value
+                if number > (0xFFFF if kind == V_US else 0xFFFFFFFF):
+                    raise OverflowError
+                length = 2 if kind == V_US else 4
+                put16(buffer + at + 8, number & 0xFFFF)
+                if kind == V_UL:
+                    put16(buffer + at + 10, number >> 16)
+            elif kind == V_AT:
+                length = 4 * len(value)
+                if at + 8 + length > sizeof(buffer) - 256:
+                    raise OverflowError
+                length = 0
+                for tag in value:
+                    number = tag
+                    put16(buffer + at + 8 + length, number >> 16)
+                    put16(buffer + at + 10 + length, number & 0xFFFF)
+                    length += 4
+            else:
+                if not isinstance(value, str):
+                    raise TypeError("text is needed")
+                text = value.encode("ascii")
+                length = len(text)
+                if length > 256 or at + 8 + length > sizeof(buffer) - 256:
+                    raise OverflowError
+                memcpy(buffer + at + 8, PyBytes_AsString(text), length)
+                if length & 1:
+                    buffer[at + 8 + length] = 0 if kind == V_UI else 0x20
+                    length += 1
+        except (TypeError, OverflowError, UnicodeEncodeError) as error:
+            raise CommandError(f"(0000,{element:04X}) cannot hold {value!r}") from error
+        put32(buffer + at + 4, <uint32_t>length)
+        at += 8 + length
+    put32(buffer, 0)
+    put32(buffer + 4, 4)
+    put32(buffer + 8, <uint32_t>(at - 12))
+    return PyBytes_FromStringAndSize(<char *>buffer, <Py_ssize_t>at)
+
+
+def decode_command(data):
+    """Decode a command set (PS3.7 6.3.1) as every conforming peer sends it.
+
+    Parameters
+    ----------
+    data : bytes
+        The encoded command set.
+
+    Returns
+    -------
+    dict of int to (int, str or tuple of int)
+        ``{element number: value}``, the group length left out.
+
+    Raises
+    ------
+    CommandError
+        If it is not in canonical form: known elements in ascending order, right lengths, one value each (AT
+        excepted), ASCII, right group length. That says nothing about its validity: ask pydicom.
+    """
+    cdef bytes source = data
+    cdef const unsigned char *p = <const unsigned char *>PyBytes_AsString(source)
+    cdef size_t size = len(source)
+    cdef size_t at = 12
+    cdef size_t i
+    cdef uint32_t length, end
+    cdef int element, kind
+    cdef int last = 0
+    cdef dict found = {}
+    cdef bytes text
+    if size < 12 or get32(p) != 0 or get32(p + 4) != 4 or get32(p + 8) != size - 12:
+        raise CommandError("no group length, or a wrong one")
+    while at < size:
+        if size - at < 8:
+            raise CommandError("the command set is cut")
+        element = <int>get16(p + at + 2)
+        length = get32(p + at + 4)
+        kind = kinds[element] if element < 0x1032 else 0
+        if get16(p + at) != 0 or element <= last or kind == 0:
+            raise CommandError(f"unexpected element (0000,{element:04X})")
+        at += 8
+        if length > size - at:
+            raise CommandError("the command set is cut")
+        last = element
+        if kind == V_US or kind == V_UL:
+            if length != (2 if kind == V_US else 4):
+                raise CommandError(f"(0000,{element:04X}) has length {length}")
+            found[element] = get16(p + at) if kind == V_US else get32(p + at)
+        elif kind == V_AT:
+            if length == 0 or length % 4:
+                raise CommandError(f"(0000,{element:04X}) has length {length}")
+            found[element] = tuple(
+                [(get16(p + i) << 16) | get16(p + i + 2) for i in range(at, at + length, 4)]
+            )
+        else:
+            end = length
+            while end > 0 and (p[at + end - 1] == 0x20 or p[at + end - 1] == 0):
+                end -= 1
+            i = 0
+            if kind == V_AE:
+                while i < end and p[at + i] == 0x20:
+                    i += 1
+            if length == 0 or end == i:
+                raise CommandError(f"(0000,{element:04X}) is empty")
+            text = PyBytes_FromStringAndSize(<char *>p + at + i, <Py_ssize_t>(end - i))
+            if b"\\" in text or b"\x00" in text or not text.isascii():
+                raise CommandError(f"(0000,{element:04X}) has several values, or unusual characters")
+            found[element] = text.decode("ascii")
+        at += length
+    return found
+
+
+# ----------------------------------------------------------------------------------- Part 10 files
+@cython.final
+cdef class Part10:
+    """What the head of a Part 10 file says (PS3.10 7.1).
+
+    Attributes
+    ----------
+    sop_class, sop_instance : str or None
+        (0008,0016) and (0008,0018) of the data set; None if it is deflated.
+    media_sop_class, media_sop_instance, transfer_syntax : str
+        (0002,0002), (0002,0003) and (0002,0010) of the file meta information.
+    offset : int
+        Where the data set begins.
+    """
+
+    cdef readonly str sop_class, sop_instance, media_sop_class, media_sop_instance, transfer_syntax
+    cdef readonly Py_ssize_t offset
+
+
+cdef str uid_at(const unsigned char *p, size_t n):
+    """Return a UID without its padding; None if it does not look like one."""
+    cdef size_t i
+    while n > 0 and (p[n - 1] == 0 or p[n - 1] == 0x20):
+        n -= 1
+    if n == 0 or n > 64:
+        return None
+    for i in range(n):
+        if p[i] != 0x2E and not 0x30 <= p[i] <= 0x39:
+            return None
+    return PyBytes_FromStringAndSize(<char *>p, <Py_ssize_t>n).decode("ascii")
+
+
+cdef inline bint long_form(const unsigned char *vr) noexcept:
+    """Whether an explicit VR has a 32-bit length (PS3.5 7.1.2)."""
+    if vr[0] == 0x4F:  # OB OD OF OL OV OW
+        return vr[1] in b"BDFLVW"
+    if vr[0] == 0x53:  # SQ SV
+        return vr[1] == 0x51 or vr[1] == 0x56
+    if vr[0] == 0x55:  # UC UN UR UT UV
+        return vr[1] in b"CNRTV"
+    return False
+
+
+cdef struct Element:
+    uint32_t tag
+    uint32_t length
+    size_t value
+
+
+cdef int element_at(const unsigned char *p, size_t size, size_t at, bint explicit, bint big, Element *e) noexcept:
+    """Read an element header; -1 if it is not whole, or not one."""
+    cdef uint32_t group, number
+    if size - at < 8:
+        return -1
+    if big:
+        group = (<uint32_t>p[at] << 8) | p[at + 1]
+        number = (<uint32_t>p[at + 2] << 8) | p[at + 3]
+    else:
+        group = get16(p + at)
+        number = get16(p + at + 2)
+    e.tag = (group << 16) | number
+    if not explicit:
+        e.length = get32(p + at + 4)
+        e.value = at + 8
+        return 0
+    if not (0x41 <= p[at + 4] <= 0x5A and 0x41 <= p[at + 5] <= 0x5A):
+        return -1
+    if long_form(p + at + 4):
+        if size - at < 12:
+            return -1
+        e.length = fp_get32(p + at + 8) if big else get32(p + at + 8)
+        e.value = at + 12
+    else:
+        e.length = ((<uint32_t>p[at + 6] << 8) | p[at + 7]) if big else get16(p + at + 6)
+        e.value = at + 8
+    return 0
+
+
+def read_part10(head):
+    """Read the head of a Part 10 file: what it is, and where its data set begins.
+
+    Parameters
+    ----------
+    head : bytes
+        The first few KiB of the file.
+
+    Returns
+    -------
+    Part10 or None
+        None if the head is unusual in any way (no preamble, no group length, SOP UIDs not within it ...):
+        ask pydicom.
+    """
+    cdef bytes source = head
+    cdef const unsigned char *p = <const unsigned char *>PyBytes_AsString(source)
+    cdef size_t size = len(source)
+    cdef size_t at = 132
+    cdef size_t end
+    cdef Element e
+    cdef Part10 found = Part10.__new__(Part10)
+    cdef bint explicit = True
+    cdef bint big = False
+    cdef uint32_t last = 0
+    if size < 144 or p[128] != 0x44 or p[129] != 0x49 or p[130] != 0x43 or p[131] != 0x4D:
+        return None
+    if element_at(p, size, at, True, False, &e) < 0 or e.tag != 0x00020000 or e.length != 4:
+        return None
+    at = e.value + 4
+    end = at + get32(p + e.value)
+    if end > size:
+        return None
+    while at < end:
+        if element_at(p, end, at, True, False, &e) < 0 or e.tag >> 16 != 2 or e.tag <= last:
+            return None
+        last = e.tag
+        if e.length > end - e.value:
+            return None
+        if e.tag == 0x00020002:
+            found.media_sop_class = uid_at(p + e.value, e.length)
+        elif e.tag == 0x00020003:
+            found.media_sop_instance = uid_at(p + e.value, e.length)
+        elif e.tag == 0x00020010:
+            found.transfer_syntax = uid_at(p + e.value, e.length)
+        at = e.value + e.length
+    if at != end or found.media_sop_class is None or found.media_sop_instance is None or found.transfer_syntax is None:
+        return None
+    found.offset = <Py_ssize_t>end
+    if found.transfer_syntax == "1.2.840.10008.1.2.1.99":
+        return found
+    if found.transfer_syntax == "1.2.840.10008.1.2":
+        explicit = False
+    elif found.transfer_syntax == "1.2.840.10008.1.2.2":
+        big = True
+    last = 0
+    while found.sop_instance is None:
+        if element_at(p, size, at, explicit, big, &e) < 0 or e.tag <= last or e.tag > 0x00080018:
+            return None
+        last = e.tag
+        if e.length > size - e.value:
+            return None
+        if e.tag == 0x00080016:
+            found.sop_class = uid_at(p + e.value, e.length)
+        elif e.tag == 0x00080018:
+            found.sop_instance = uid_at(p + e.value, e.length)
+            if found.sop_instance is None:
+                return None
+        at = e.value + e.length
+    return found if found.sop_class is not None else None

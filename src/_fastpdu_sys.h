@@ -1,0 +1,284 @@
+/*
+ * System calls of the engine, and the only #ifdefs of the project.
+ *
+ * Every function may be called without the GIL. Those that can fail return a negative errno, with
+ * EWOULDBLOCK folded into EAGAIN. On platforms without POSIX sockets FP_HAVE_FD is 0 and only the
+ * socket-object backend is used; the stubs below keep the extension compiling there.
+ */
+#ifndef FASTPDU_SYS_H
+#define FASTPDU_SYS_H
+
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define FP_IN 1
+#define FP_OUT 2
+#define FP_WAKE 4
+
+static inline uint32_t fp_get32(const unsigned char *p)
+{
+    return ((uint32_t)p[0] << 24) | ((uint32_t)p[1] << 16) | ((uint32_t)p[2] << 8) | (uint32_t)p[3];
+}
+
+static inline void fp_put32(unsigned char *p, uint32_t v)
+{
+    p[0] = (unsigned char)(v >> 24);
+    p[1] = (unsigned char)(v >> 16);
+    p[2] = (unsigned char)(v >> 8);
+    p[3] = (unsigned char)v;
+}
+
+#ifdef _WIN32
+
+#include <windows.h>
+
+#define FP_HAVE_FD 0
+
+typedef struct {
+    void *iov_base;
+    size_t iov_len;
+} fp_iov;
+
+static inline int64_t fp_now(void)
+{
+    LARGE_INTEGER frequency, counter;
+    QueryPerformanceFrequency(&frequency);
+    QueryPerformanceCounter(&counter);
+    return (int64_t)((double)counter.QuadPart / (double)frequency.QuadPart * 1e9);
+}
+
+static inline int fp_dup(int fd) { (void)fd; return -ENOSYS; }
+static inline void fp_close(int fd) { (void)fd; }
+static inline int64_t fp_recvv(int fd, fp_iov *v, int n) { (void)fd; (void)v; (void)n; return -ENOSYS; }
+static inline int64_t fp_sendv(int fd, fp_iov *v, int n) { (void)fd; (void)v; (void)n; return -ENOSYS; }
+static inline int64_t fp_pread(int fd, void *p, size_t n, int64_t at)
+{
+    HANDLE file = (HANDLE)_get_osfhandle(fd);
+    OVERLAPPED where;
+    DWORD got = 0;
+    memset(&where, 0, sizeof where);
+    where.Offset = (DWORD)(at & 0xFFFFFFFF);
+    where.OffsetHigh = (DWORD)(at >> 32);
+    if (!ReadFile(file, p, (DWORD)(n > 0x40000000 ? 0x40000000 : n), &got, &where))
+        return GetLastError() == ERROR_HANDLE_EOF ? 0 : -EIO;
+    return (int64_t)got;
+}
+static inline int fp_write_all(int fd, const void *p, size_t n)
+{
+    const char *c = (const char *)p;
+    while (n > 0) {
+        int k = _write(fd, c, (unsigned)(n > 0x40000000 ? 0x40000000 : n));
+        if (k < 0)
+            return -errno;
+        c += k;
+        n -= (size_t)k;
+    }
+    return 0;
+}
+static inline int fp_poll(int fd, int events, int wake, int64_t timeout)
+{
+    (void)fd; (void)events; (void)wake; (void)timeout;
+    return -ENOSYS;
+}
+static inline int fp_wake_new(int ends[2]) { ends[0] = ends[1] = -1; return -ENOSYS; }
+static inline void fp_wake_set(int fd) { (void)fd; }
+static inline void fp_wake_clear(int fd) { (void)fd; }
+static inline void fp_quickack(int fd) { (void)fd; }
+
+#else /* POSIX */
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/eventfd.h>
+#endif
+
+#define FP_HAVE_FD 1
+
+typedef struct iovec fp_iov;
+
+static inline int64_t fp_failed(void)
+{
+    return errno == EWOULDBLOCK ? -EAGAIN : -(int64_t)errno;
+}
+
+/* Monotonic time in nanoseconds. */
+static inline int64_t fp_now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static inline int fp_dup(int fd)
+{
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+#ifdef SO_NOSIGPIPE
+    int one = 1;
+    if (copy >= 0)
+        setsockopt(copy, SOL_SOCKET, SO_NOSIGPIPE, &one, sizeof one);
+#endif
+    return copy < 0 ? -errno : copy;
+}
+
+static inline void fp_close(int fd)
+{
+    if (fd >= 0)
+        close(fd);
+}
+
+/* Bytes received, 0 at the end of the stream. Never blocks, whatever the mode of the socket. */
+static inline int64_t fp_recvv(int fd, fp_iov *v, int n)
+{
+    struct msghdr m;
+    ssize_t r;
+    memset(&m, 0, sizeof m);
+    m.msg_iov = v;
+    m.msg_iovlen = n;
+    r = recvmsg(fd, &m, MSG_DONTWAIT);
+    return r < 0 ? fp_failed() : r;
+}
+
+/* Bytes taken by the kernel. Never blocks, never raises SIGPIPE. */
+static inline int64_t fp_sendv(int fd, fp_iov *v, int n)
+{
+    struct msghdr m;
+    ssize_t r;
+    int flags = MSG_DONTWAIT;
+#ifdef MSG_NOSIGNAL
+    flags |= MSG_NOSIGNAL;
+#endif
+    memset(&m, 0, sizeof m);
+    m.msg_iov = v;
+    m.msg_iovlen = n;
+    r = sendmsg(fd, &m, flags);
+    return r < 0 ? fp_failed() : r;
+}
+
+static inline int64_t fp_pread(int fd, void *p, size_t n, int64_t at)
+{
+    ssize_t r;
+    do
+        r = pread(fd, p, n, (off_t)at);
+    while (r < 0 && errno == EINTR);
+    return r < 0 ? fp_failed() : r;
+}
+
+static inline int fp_write_all(int fd, const void *p, size_t n)
+{
+    const char *c = (const char *)p;
+    while (n > 0) {
+        ssize_t k = write(fd, c, n);
+        if (k < 0) {
+            if (errno == EINTR)
+                continue;
+            return -errno;
+        }
+        c += k;
+        n -= (size_t)k;
+    }
+    return 0;
+}
+
+/*
+ * Wait for events (FP_IN, FP_OUT) of fd, and for wake (-1: none) to become readable, at most timeout
+ * nanoseconds (negative: for ever). Errors and hang-ups of fd count as its events. Returns a mask, 0 when
+ * the time is over.
+ */
+static inline int fp_poll(int fd, int events, int wake, int64_t timeout)
+{
+    struct pollfd p[2];
+    int r, ready = 0;
+    p[0].fd = fd;
+    p[0].events = (short)(((events & FP_IN) ? POLLIN : 0) | ((events & FP_OUT) ? POLLOUT : 0));
+    p[0].revents = 0;
+    p[1].fd = wake;
+    p[1].events = POLLIN;
+    p[1].revents = 0;
+#ifdef __linux__
+    {
+        struct timespec t;
+        t.tv_sec = timeout < 0 ? 0 : (time_t)(timeout / 1000000000);
+        t.tv_nsec = timeout < 0 ? 0 : (long)(timeout % 1000000000);
+        r = ppoll(p, 2, timeout < 0 ? NULL : &t, NULL);
+    }
+#else
+    {
+        int64_t ms = timeout < 0 ? -1 : (timeout + 999999) / 1000000;
+        r = poll(p, 2, ms > 0x7FFFFFFF ? 0x7FFFFFFF : (int)ms);
+    }
+#endif
+    if (r < 0)
+        return -errno;
+    if (p[0].revents)
+        ready |= events;
+    if (p[1].revents)
+        ready |= FP_WAKE;
+    return ready;
+}
+
+/* A descriptor that wakes fp_poll: ends[0] is polled, ends[1] written (the same one where eventfd exists). */
+static inline int fp_wake_new(int ends[2])
+{
+#ifdef __linux__
+    ends[0] = ends[1] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return ends[0] < 0 ? -errno : 0;
+#else
+    int i;
+    if (pipe(ends) < 0) {
+        ends[0] = ends[1] = -1;
+        return -errno;
+    }
+    for (i = 0; i < 2; i++) {
+        fcntl(ends[i], F_SETFD, FD_CLOEXEC);
+        fcntl(ends[i], F_SETFL, O_NONBLOCK);
+    }
+    return 0;
+#endif
+}
+
+static inline void fp_wake_set(int fd)
+{
+    uint64_t one = 1;
+#ifdef __linux__
+    ssize_t r = write(fd, &one, sizeof one);
+#else
+    ssize_t r = write(fd, &one, 1);
+#endif
+    (void)r;
+}
+
+static inline void fp_wake_clear(int fd)
+{
+    uint64_t sink[8];
+    ssize_t r = read(fd, sink, sizeof sink);
+    (void)r;
+}
+
+/* TCP_QUICKACK is not sticky: the caller sets it again whenever it is about to wait. */
+static inline void fp_quickack(int fd)
+{
+#ifdef TCP_QUICKACK
+    int one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof one);
+#else
+    (void)fd;
+#endif
+}
+
+#endif /* _WIN32 */
+
+#endif /* FASTPDU_SYS_H */

@@ -1,0 +1,25 @@
+"""fastpdu: the transport that makes pynetdicom fast.
+
+>>> import fastpdu
+>>> fastpdu.install()
+
+From here on every association of this process moves whole DIMSE messages through the compiled engine.
+"""
+
+from fastpdu.ae import AE
+from fastpdu.compatibility import IncompatibleError
+from fastpdu.options import TransportOptions
+from fastpdu.patch import install, installed, is_installed, uninstall
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AE",
+    "IncompatibleError",
+    "TransportOptions",
+    "__version__",
+    "install",
+    "installed",
+    "is_installed",
+    "uninstall",
+]

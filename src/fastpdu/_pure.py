@@ -1,0 +1,2138 @@
+"""The engine in Python: whole DIMSE messages over one stream socket.
+
+The twin of the compiled ``fastpdu._fastpdu``, with the same interface (``docs/engine.md``). It is the fallback where
+the extension cannot be loaded, and the oracle that the compiled engine is tested against; clarity comes before speed.
+It knows nothing of pynetdicom.
+
+Notes
+-----
+*Exceptions of signal handlers.* Python runs signal handlers between any two bytecodes, so an exception may appear
+anywhere in this module. No byte may get lost by that, neither received nor sent:
+
+* What a system call returns is put away by ``list.extend(map(call, ...))``, which is one bytecode: either the call did
+  not happen, or its result is in the list.
+* The receiver's state is replaced, never changed: a `_State` is copied, the copy is worked on, and one assignment makes
+  it valid. What is interrupted before that assignment is simply done again.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import math
+import os
+import select
+import selectors
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, Protocol, cast
+
+try:
+    import ssl
+except ImportError:  # pragma: no cover - a Python without OpenSSL
+    ssl = None  # type: ignore[assignment]
+
+__all__ = [
+    "HARD_PDU_CAP",
+    "MAX_ASSOCIATE_PDU",
+    "MAX_COMMAND",
+    "MIN_PDU",
+    "OTHER",
+    "PARTIAL",
+    "READY",
+    "TIMEOUT",
+    "UNLIMITED_FRAGMENT",
+    "WAKE",
+    "Cancelled",
+    "CommandError",
+    "Connection",
+    "FdConnection",
+    "Message",
+    "Part10",
+    "PeerClosed",
+    "ProtocolError",
+    "SocketConnection",
+    "connect",
+    "decode_command",
+    "encode_command",
+    "read_part10",
+]
+
+# Limits
+MIN_PDU = 7
+HARD_PDU_CAP = 16 * 2**20
+MAX_ASSOCIATE_PDU = 2**20
+MAX_COMMAND = 65536
+UNLIMITED_FRAGMENT = 131072 - 12
+
+# Outcomes that are not a message
+READY = 1
+WAKE = 2
+TIMEOUT = 3
+OTHER = 4
+PARTIAL = 5
+
+_P_DATA = 0x04
+_HEADER = 6  # PDU type, reserved, length (PS3.8 9.3.1)
+_PDV_HEADER = 6  # item length, context ID, message control header (PS3.8 9.3.5.1, E.2)
+_HEADERS = struct.Struct(">BxIIBB")  # both of them, as every P-DATA-TF PDU that we send begins
+_COMMAND, _LAST = 1, 2  # bits of the message control header (PS3.8 E.2)
+_NO_DATA_SET = 0x0101  # Command Data Set Type (0000,0800), PS3.7 E.1
+
+_MAX_LENGTH = 2**20  # longer PDUs are not sent, whatever the peer would take
+_READ_SIZE = 2**18  # bytes of one read from the socket
+_BATCH_SIZE = 2**19  # bytes framed and handed over at once
+_BATCH_BUFFERS = 512  # vectors handed over at once; POSIX systems take 1024 (IOV_MAX)
+_STAGE_SIZE = 2**16  # bytes of one `send` of a socket object
+
+_Clock = time.monotonic
+
+
+# ----------------------------------------------------------------------------------------------- exceptions
+
+
+class ProtocolError(Exception):
+    """The peer broke the upper layer protocol.
+
+    Parameters
+    ----------
+    reason : int
+        The reason to give in the A-ABORT.
+    message : str
+        What is wrong.
+
+    Attributes
+    ----------
+    reason : int
+        The reason to give in the A-ABORT (PS3.8 9.3.8): 0, 1, 2, 4, 5 or 6.
+    """
+
+    def __init__(self, reason: int, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PeerClosed(ConnectionError):
+    """The connection ended: the peer closed or reset it.
+
+    Parameters
+    ----------
+    received, expected : int, optional
+        See the attributes.
+    error : OSError or str, optional
+        What the system said.
+
+    Attributes
+    ----------
+    received, expected : int
+        Bytes of the PDU in progress, header included; both 0 between PDUs. `expected` is 6 while the header is
+        incomplete.
+    """
+
+    def __init__(self, received: int = 0, expected: int = 0, error: object = None) -> None:
+        message = "Connection closed by the peer"
+        if expected:
+            message += f" in the middle of a PDU ({received} of {expected} bytes received)"
+        if error is not None:
+            message += f": {error}"
+        super().__init__(message)
+        self.received = received
+        self.expected = expected
+
+
+class Cancelled(Exception):
+    """A blocked send was cancelled."""
+
+
+class CommandError(ValueError):
+    """The command set is not in the canonical form that the codec understands."""
+
+
+class _WouldBlock(Exception):
+    """An operation cannot go on before the socket is ready.
+
+    Parameters
+    ----------
+    writable : bool
+        Whether it has to become writable, not readable.
+    """
+
+    def __init__(self, writable: bool) -> None:
+        super().__init__()
+        self.writable = writable
+
+
+def _closed_error() -> OSError:
+    return OSError(errno.EBADF, "the connection is closed")
+
+
+# ------------------------------------------------------------------------------------------------- waiting
+
+
+def _deadline(timeout: float | None) -> float:
+    """Return the monotonic time at which `timeout` is over.
+
+    Parameters
+    ----------
+    timeout : float or None
+        Seconds from now; None for never.
+
+    Returns
+    -------
+    float
+        The time, infinity for never.
+
+    Raises
+    ------
+    ValueError
+        If it is negative or not a number.
+    """
+    if timeout is None:
+        return math.inf
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be None or a number of seconds >= 0, not {timeout!r}")
+    return _Clock() + timeout
+
+
+def _poll(readable: Sequence[int], writable: Sequence[int], seconds: float) -> set[int]:
+    """Wait until one of some descriptors is ready.
+
+    Parameters
+    ----------
+    readable, writable : sequence of int
+        The descriptors; one may be in both. An error or hang-up counts as ready.
+    seconds : float
+        How long at most; may be infinite. The wait may end sooner, with nothing ready.
+
+    Returns
+    -------
+    set of int
+        Those that are ready.
+    """
+    seconds = min(max(seconds, 0.0), 86400.0)
+    if hasattr(select, "poll"):
+        poll = select.poll()
+        for fd in {*readable, *writable}:
+            events = (select.POLLIN if fd in readable else 0) | (
+                select.POLLOUT if fd in writable else 0
+            )
+            poll.register(fd, events)
+        return {fd for fd, _ in poll.poll(math.ceil(seconds * 1000))}
+    with selectors.DefaultSelector() as selector:  # pragma: no cover - Windows
+        for fd in {*readable, *writable}:
+            mask = (selectors.EVENT_READ if fd in readable else 0) | (
+                selectors.EVENT_WRITE if fd in writable else 0
+            )
+            selector.register(fd, mask)
+        return {key.fd for key, _ in selector.select(seconds)}
+
+
+class _Flag:
+    """A flag that `_poll` can wait for: an eventfd, or else a pair of sockets."""
+
+    def __init__(self) -> None:
+        self._ends: tuple[socket.socket, socket.socket] | None = None
+        if hasattr(os, "eventfd"):
+            self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:  # pragma: no cover - not Linux
+            self._ends = socket.socketpair()
+            for end in self._ends:
+                end.setblocking(False)
+            self._fd = self._ends[0].fileno()
+
+    def fileno(self) -> int:
+        """Return the descriptor that is readable while the flag is set."""
+        return self._fd
+
+    def set(self) -> None:
+        """Set the flag."""
+        with suppress(BlockingIOError):  # then it is set, more than enough
+            if self._ends is None:
+                os.eventfd_write(self._fd, 1)
+            else:  # pragma: no cover - not Linux
+                self._ends[1].send(b"\0")
+
+    def clear(self) -> None:
+        """Clear the flag."""
+        with suppress(BlockingIOError):  # then it was not set
+            if self._ends is None:
+                os.eventfd_read(self._fd)
+            else:  # pragma: no cover - not Linux
+                while self._ends[0].recv(4096):
+                    pass
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        if self._ends is None:
+            os.close(self._fd)
+        else:  # pragma: no cover - not Linux
+            for end in self._ends:
+                end.close()
+
+
+# ------------------------------------------------------------------------------------- the receiver's state
+
+
+class Message:
+    """One received DIMSE message (PS3.7 6.3).
+
+    Attributes
+    ----------
+    context_id : int
+        The presentation context ID.
+    command : bytes
+        The encoded command set.
+    data : bytes or None
+        The encoded data set; None if the message has none, or it went to the sink.
+    length : int
+        Bytes of the data set.
+    """
+
+    __slots__ = ("command", "context_id", "data", "length")
+
+    def __init__(self, context_id: int, command: bytes, data: bytes | None, length: int) -> None:
+        self.context_id = context_id
+        self.command = command
+        self.data = data
+        self.length = length
+
+    def __repr__(self) -> str:
+        return (
+            f"<Message context_id={self.context_id} command={len(self.command)} bytes "
+            f"data={self.length} bytes>"
+        )
+
+
+class _Gathered:
+    """Bytes that grow at the end; older values stay valid until a newer one is made of them.
+
+    Parameters
+    ----------
+    store : bytearray, optional
+        Where the bytes are, and perhaps some more that do not count.
+    size : int, optional
+        How many of them count.
+    """
+
+    __slots__ = ("_store", "size")
+
+    def __init__(self, store: bytearray | None = None, size: int = 0) -> None:
+        self._store = bytearray() if store is None else store
+        self.size = size
+
+    def plus(self, more: bytes | memoryview) -> _Gathered:
+        """Return these bytes with `more` behind them.
+
+        The storage is shared and grows with the bytes received, never with a length declared.
+        """
+        del self._store[self.size :]
+        self._store += more
+        return _Gathered(self._store, len(self._store))
+
+    def __bytes__(self) -> bytes:
+        with memoryview(self._store) as view:
+            return bytes(view[: self.size])
+
+
+class _Read:
+    """One read from the socket.
+
+    Attributes
+    ----------
+    store : bytearray
+        Where the bytes were put.
+    counts : list of int
+        What the read returned: nothing if it has not, else one number.
+    """
+
+    __slots__ = ("counts", "store")
+
+    def __init__(self) -> None:
+        self.store = bytearray(_READ_SIZE)
+        self.counts: list[int] = []
+
+    def __len__(self) -> int:
+        return self.counts[0] if self.counts else 0
+
+    def view(self) -> memoryview:
+        """Return the bytes that were read."""
+        return memoryview(self.store)[: len(self)]
+
+
+class _State:
+    """Where the receiver stands: always valid, replaced as a whole (see the notes of the module).
+
+    Attributes
+    ----------
+    reads : list of _Read
+        What was read from the socket and is not used up; shared by the copies.
+    taken : int
+        Bytes of `reads` that are used up.
+    consumed : int
+        Bytes of the stream that are used up.
+    pdus, messages : int
+        Complete ones.
+    header : bytes
+        The header of the PDU in progress, as far as it came.
+    raw : _Gathered or None
+        The variable field of the PDU in progress if `receive_pdu` takes it.
+    pdu_left : int
+        Bytes of the P-DATA-TF PDU in progress that are to come, if its header is complete.
+    pdu_began : float
+        When the PDU in progress began. Inside a message, the next PDU begins with the end of the one before.
+    pdv_header : bytes
+        The header of the PDV in progress, as far as it came.
+    pdv_left : int
+        Bytes of the fragment in progress that are to come, if the PDV's header is complete.
+    context_id : int or None
+        The presentation context of the message in progress; None if there is none.
+    command : _Gathered
+        Its command set.
+    command_done, complete : bool
+        Whether the command set, the whole message is complete.
+    split : bool
+        Whether the data set goes where `set_sink` says.
+    sink : int or None
+        Where that is, -1 for memory; None if it was not said.
+    data : _Gathered
+        The data set, if it goes to memory.
+    length : int
+        Bytes of the data set so far.
+    written : list of int
+        The bytes that the sink has, in summands; shared by the copies.
+    """
+
+    def __init__(self) -> None:
+        self.reads: list[_Read] = []
+        self.taken = 0
+        self.consumed = 0
+        self.pdus = 0
+        self.messages = 0
+        self.header = b""
+        self.raw: _Gathered | None = None
+        self.pdu_left = 0
+        self.pdu_began = 0.0
+        self.pdv_header = b""
+        self.pdv_left = 0
+        self.forget_message()
+
+    def forget_message(self) -> None:
+        """Forget the message in progress."""
+        self.context_id: int | None = None
+        self.command = _Gathered()
+        self.command_done = False
+        self.complete = False
+        self.split = False
+        self.sink: int | None = None
+        self.data = _Gathered()
+        self.length = 0
+        self.written: list[int] = []
+
+    @property
+    def buffered(self) -> int:
+        """Bytes that were read and are not used up."""
+        return sum(map(len, self.reads)) - self.taken
+
+    @property
+    def pdu_type(self) -> int | None:
+        """Type of the PDU in progress; None if its header is not complete."""
+        return self.header[0] if len(self.header) == _HEADER else None
+
+    @property
+    def pdu_length(self) -> int:
+        """Declared length of the PDU in progress."""
+        return int.from_bytes(self.header[2:6], "big")
+
+    @property
+    def in_message(self) -> bool:
+        """Whether a message is in progress."""
+        return self.context_id is not None
+
+    @property
+    def in_pdu(self) -> bool:
+        """Whether a PDU is in progress."""
+        return bool(self.header)
+
+    @property
+    def other_is_next(self) -> bool:
+        """Whether the PDU in progress is of another type than P-DATA-TF."""
+        return self.pdu_type not in (None, _P_DATA)
+
+    def progress(self) -> tuple[int, int]:
+        """Return the (received, expected) bytes of the PDU in progress."""
+        if self.pdu_type is None:
+            return len(self.header), _HEADER if self.header else 0
+        if self.raw is not None:
+            received = self.raw.size
+        elif self.other_is_next:
+            received = self.buffered
+        else:
+            received = self.pdu_length - self.pdu_left
+        return _HEADER + received, _HEADER + self.pdu_length
+
+    def take(self, most: int) -> memoryview:
+        """Use up to `most` bytes of what was read."""
+        view = self.reads[0].view() if self.reads else memoryview(b"")
+        piece = view[self.taken : self.taken + most]
+        self.taken += len(piece)
+        self.consumed += len(piece)
+        if self.reads and self.taken == len(view):
+            self.reads = self.reads[1:]
+            self.taken = 0
+        return piece
+
+    def end_pdu(self) -> None:
+        """The PDU in progress is complete."""
+        self.pdus += 1
+        self.header = b""
+        self.raw = None
+        self.pdu_began = _Clock() if self.in_message and not self.complete else 0.0
+
+    def message(self) -> Message:
+        """Describe the message in progress."""
+        in_memory = self.command_done and self.complete and self.sink in (None, -1)
+        data = bytes(self.data) if in_memory and _has_data_set(bytes(self.command)) else None
+        return Message(cast(int, self.context_id), bytes(self.command), data, self.length)
+
+
+def _walk_command(command: bytes) -> Iterator[tuple[int, bytes]]:
+    """Walk through the elements of a command set (PS3.7 6.3.1).
+
+    Parameters
+    ----------
+    command : bytes
+        The command set, implicit VR little endian.
+
+    Yields
+    ------
+    tuple of (int, bytes)
+        The tag (group << 16 | element) and the value field of each element.
+
+    Raises
+    ------
+    CommandError
+        If an element ends beyond the command set.
+    """
+    at = 0
+    while at < len(command):
+        if len(command) - at < 8:
+            raise CommandError("element header cut off")
+        group, element, length = struct.unpack_from("<HHI", command, at)
+        at += 8
+        if length > len(command) - at:
+            raise CommandError(f"element ({group:04X},{element:04X}) longer than the command set")
+        yield group << 16 | element, command[at : at + length]
+        at += length
+
+
+def _fields_of(command: bytes) -> tuple[int, int]:
+    """Return Command Field (0000,0100) and Command Data Set Type (0000,0800), PS3.7 E.1.
+
+    Raises
+    ------
+    CommandError
+        If the command set cannot be walked through, or one of them is not there.
+    """
+    found: dict[int, int] = {}
+    for tag, value in _walk_command(command):
+        if tag in (0x0100, 0x0800) and len(value) >= 2:
+            found[tag] = int.from_bytes(value[:2], "little")
+    try:
+        return found[0x0100], found[0x0800]
+    except KeyError as error:
+        raise CommandError(f"no element (0000,{error.args[0]:04X})") from None
+
+
+def _has_data_set(command: bytes) -> bool:
+    return _fields_of(command)[1] != _NO_DATA_SET
+
+
+# --------------------------------------------------------------------------------------------- connections
+
+
+class _Socket(Protocol):
+    """What `SocketConnection` needs of a socket object."""
+
+    def recv_into(self, buffer: bytearray, /) -> int: ...
+
+    def send(self, data: memoryview, /) -> int: ...
+
+    def fileno(self) -> int: ...
+
+
+class Connection:
+    """PDU framing over one connected stream socket: see ``docs/engine.md``.
+
+    The base class of `FdConnection` and `SocketConnection`; not to be instantiated itself.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        The connected socket.
+
+    Attributes
+    ----------
+    max_receive_pdu : int
+        The maximum length that we announced (PS3.8 D.1); 0 for unlimited, then `HARD_PDU_CAP` holds.
+    max_message : int
+        Bytes of one data set; 0 for no limit.
+    pdu_timeout : float or None
+        Seconds from a PDU's first byte to its last.
+    quickack : bool
+        Whether to re-arm ``TCP_QUICKACK`` before a blocking wait that follows a read.
+    split_commands : frozenset of int
+        Command fields whose data set goes to a sink.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        if type(self) is Connection:
+            raise TypeError(
+                "Connection is abstract: use FdConnection, SocketConnection or connect()"
+            )
+        if sock.fileno() < 0:
+            raise ValueError("the socket is closed")
+        self.max_receive_pdu: int = 0
+        self.max_message: int = 0
+        self.pdu_timeout: float | None = None
+        self.quickack: bool = False
+        self.split_commands: frozenset[int] = frozenset()
+
+        self._guard = threading.RLock()  # re-entrant: signal handlers may call wake()
+        self._users = 0
+        self._closing = False
+        self._wake = _Flag()
+        self._cancel = _Flag()
+
+        self._state = _State()
+        self._has_read = False
+        self._receive_calls = 0
+
+        self._send_lock = threading.Lock()
+        self._cancelled = False
+        self._send_broken = False
+        self._bytes_sent = 0
+        self._pdus_sent = 0
+        self._messages_sent = 0
+        self._send_calls = 0
+
+    # What the two kinds of connection do in their own way
+
+    def _fileno(self) -> int:
+        """Return the descriptor to poll."""
+        raise NotImplementedError
+
+    def _read_into(self, read: _Read) -> None:
+        """Read once, without blocking.
+
+        Raises
+        ------
+        _WouldBlock
+            If nothing is there.
+        OSError
+            If the socket fails.
+        """
+        raise NotImplementedError
+
+    def _write(self, buffers: Sequence[memoryview], counts: list[int]) -> None:
+        """Write as much of `buffers` as is taken without blocking; append the number of bytes to `counts`.
+
+        Raises
+        ------
+        _WouldBlock
+            If nothing is taken.
+        OSError
+            If the socket fails.
+        """
+        raise NotImplementedError
+
+    def _pending(self) -> bool:
+        """Return whether bytes can be read that `_poll` does not see."""
+        return False
+
+    def _stuck(self) -> bool:
+        """Return whether nothing but the bytes of the last `_write` may be written."""
+        return False
+
+    def _set_quickack(self) -> None:
+        """Ask the kernel to acknowledge at once what comes next."""
+
+    def _release(self) -> None:
+        """Close the descriptors."""
+        self._wake.close()
+        self._cancel.close()
+
+    # Life time
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Keep the descriptors open while a call needs them."""
+        with self._guard:
+            if self._closing:
+                raise _closed_error()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._users -= 1
+                if self.closed and self._users == 0:
+                    self._release()
+
+    def close(self) -> None:
+        """Close what the engine owns; the socket that was given stays open.
+
+        Blocked calls of other threads end with an `OSError`. May be called more than once, and from any thread.
+        """
+        with self._guard:
+            if self._closing:
+                return
+            self._closing = True
+            if self._users == 0:
+                self._release()
+            else:
+                self._wake.set()
+                self._cancel.set()
+
+    def wake(self) -> None:
+        """Make the blocked (or the next) `wait` or `receive` return WAKE; from any thread."""
+        with self._guard:
+            if not self._closing:
+                self._wake.set()
+
+    def cancel(self) -> None:
+        """Make a blocked send raise `Cancelled`, and every later one; from any thread."""
+        with self._guard:
+            self._cancelled = True
+            if not self._closing:
+                self._cancel.set()
+
+    def uncancel(self) -> None:
+        """Allow sends again, for the A-ABORT that follows a cancelled message."""
+        with self._guard:
+            self._cancelled = False
+            if not self._closing:
+                self._cancel.clear()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # of an object whose initialisation failed
+            self.close()
+
+    # Properties
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closing
+
+    @property
+    def in_message(self) -> bool:
+        """Whether `receive` has begun a message."""
+        return self._state.in_message
+
+    @property
+    def in_pdu(self) -> bool:
+        """Whether a part of a PDU has been received."""
+        return self._state.in_pdu or self._state.buffered > 0
+
+    @property
+    def buffered(self) -> int:
+        """Bytes read ahead: received, and not part of the PDU in progress."""
+        return self._state.buffered
+
+    @property
+    def pdu_age(self) -> float:
+        """Seconds since the PDU in progress began, 0.0 if there is none."""
+        began = self._state.pdu_began
+        return _Clock() - began if began else 0.0
+
+    @property
+    def partial(self) -> Message:
+        """The message of which `receive` has told PARTIAL, as far as it is known.
+
+        Raises
+        ------
+        RuntimeError
+            If there is none.
+        """
+        if not self._state.split:
+            raise RuntimeError("no message waits for a sink")
+        message = self._state.message()
+        message.data = None
+        return message
+
+    @property
+    def send_broken(self) -> bool:
+        """Whether a PDU was cut while it was sent, so that nothing can follow."""
+        return self._send_broken
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes that the kernel has taken."""
+        return self._bytes_sent
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes read from the socket."""
+        return self._state.consumed + self._state.buffered
+
+    @property
+    def pdus_sent(self) -> int:
+        """PDUs sent."""
+        return self._pdus_sent
+
+    @property
+    def pdus_received(self) -> int:
+        """Whole PDUs received."""
+        return self._state.pdus
+
+    @property
+    def messages_sent(self) -> int:
+        """Whole messages sent."""
+        return self._messages_sent
+
+    @property
+    def messages_received(self) -> int:
+        """Whole messages received."""
+        return self._state.messages
+
+    @property
+    def send_calls(self) -> int:
+        """Attempts to write to the socket."""
+        return self._send_calls
+
+    @property
+    def receive_calls(self) -> int:
+        """Attempts to read from the socket."""
+        return self._receive_calls
+
+    # Receiving: reading and waiting
+
+    def _read(self) -> None:
+        """Read what is there into the state, without blocking.
+
+        Raises
+        ------
+        _WouldBlock
+            If nothing is there.
+        PeerClosed
+            If the connection ended.
+        OSError
+            If the socket fails otherwise.
+        """
+        read = _Read()
+        state = copy.copy(self._state)
+        state.reads = [*state.reads, read]
+        self._state = state  # first, so that no byte can get lost
+        self._receive_calls += 1
+        error: OSError | None = None
+        try:
+            self._read_into(read)
+        except ConnectionError as reset:
+            error = reset
+        finally:
+            if len(read) == 0:
+                state = copy.copy(self._state)
+                state.reads = [one for one in state.reads if one is not read]
+                self._state = state
+        if len(read) == 0:
+            raise PeerClosed(*self._state.progress(), error) from error
+        self._has_read = True
+
+    def _wait(self, writable: bool, seconds: float) -> int:
+        """Wait until the socket is ready.
+
+        Returns
+        -------
+        int
+            READY, WAKE or TIMEOUT (perhaps too soon, the caller has a deadline).
+        """
+        if self._has_read and self.quickack and seconds > 0:
+            self._set_quickack()
+            self._has_read = False
+        fd, wake = self._fileno(), self._wake.fileno()
+        ready = _poll([wake] if writable else [fd, wake], [fd] if writable else [], seconds)
+        if self._closing:
+            raise _closed_error()
+        if wake in ready:
+            self._wake.clear()
+            return WAKE
+        return READY if fd in ready else TIMEOUT
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Block until there is something to read.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; None for ever, 0 to poll.
+
+        Returns
+        -------
+        int
+            READY (there is something to read, or the connection has ended), WAKE or TIMEOUT.
+
+        Raises
+        ------
+        OSError
+            If the connection is closed on our side.
+        """
+        deadline = _deadline(timeout)
+        with self._in_use():
+            state = self._state
+            if state.buffered or self._pending():
+                return READY
+            if state.other_is_next and state.pdu_length == 0:
+                return READY
+            while True:
+                outcome = self._wait(False, deadline - _Clock())
+                if outcome != TIMEOUT or _Clock() >= deadline:
+                    return outcome
+
+    def receive(self, timeout: float | None = None) -> Message | int:
+        """Receive one whole DIMSE message (PS3.7 6.3, PS3.8 Annex E).
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait for the first byte; None for ever, 0 to take what is there. The PDUs of a message that
+            has begun must each be complete within `pdu_timeout`.
+
+        Returns
+        -------
+        Message or int
+            The message, or OTHER, WAKE, TIMEOUT, PARTIAL.
+
+        Raises
+        ------
+        ProtocolError
+            If the peer breaks the protocol.
+        PeerClosed
+            If the connection ended.
+        OSError
+            If the socket fails, the sink cannot be written, or the connection is closed on our side.
+        RuntimeError
+            If `receive_pdu` has begun a P-DATA-TF PDU.
+        """
+        deadline = _deadline(timeout)
+        with self._in_use():
+            while True:
+                state = copy.copy(self._state)
+                outcome = self._advance(state)
+                self._state = state
+                if outcome is not None:
+                    return outcome
+                try:
+                    self._read()
+                except _WouldBlock as block:
+                    ended = self._wait_to_receive(block.writable, timeout == 0, deadline)
+                    if ended is not None:
+                        return ended
+
+    def _wait_to_receive(self, writable: bool, poll: bool, deadline: float) -> int | None:
+        """Wait for more of a message.
+
+        Parameters
+        ----------
+        writable : bool
+            Whether to wait until the socket can be written to (TLS).
+        poll : bool
+            Whether not to wait at all.
+        deadline : float
+            Until when the message must have begun.
+
+        Returns
+        -------
+        int or None
+            WAKE, TIMEOUT, or None to try again.
+
+        Raises
+        ------
+        ProtocolError
+            If the PDU in progress took too long.
+        """
+        state = self._state
+        begun = state.in_pdu or state.in_message
+        if begun:
+            deadline = math.inf
+            if self.pdu_timeout is not None and state.pdu_began:
+                deadline = state.pdu_began + self.pdu_timeout
+                if _Clock() >= deadline:
+                    raise ProtocolError(0, "the peer stalled in the middle of a message")
+        if poll:
+            return TIMEOUT
+        outcome = self._wait(writable, deadline - _Clock())
+        if outcome == WAKE:
+            return WAKE
+        if outcome == TIMEOUT and not begun and _Clock() >= deadline:
+            return TIMEOUT
+        return None
+
+    # Receiving: the parser
+
+    def _advance(self, state: _State) -> Message | int | None:
+        """Take as much as possible of what was read.
+
+        Parameters
+        ----------
+        state : _State
+            A copy of the receiver's state, to be brought forward.
+
+        Returns
+        -------
+        Message or int or None
+            A message, OTHER, PARTIAL, or None if more must be read.
+
+        Raises
+        ------
+        ProtocolError
+            If the peer breaks the protocol.
+        """
+        if state.raw is not None and state.pdu_type == _P_DATA:
+            raise RuntimeError("receive_pdu() has begun a P-DATA-TF PDU")
+        while True:
+            if state.split and state.sink is None:
+                return PARTIAL
+            if state.complete:
+                if state.pdu_left:
+                    raise ProtocolError(5, "a second message in one P-DATA-TF PDU")
+                return self._end_message(state)
+            if state.pdu_type is None:
+                if not self._take_header(state):
+                    return None
+                state.pdu_left = state.pdu_length if state.pdu_type == _P_DATA else 0
+            if state.other_is_next:
+                return OTHER
+            if not (self._take_pdv_header(state) and self._take_fragment(state)):
+                return None
+
+    def _take_header(self, state: _State) -> bool:
+        """Take the PDU header (PS3.8 9.3.1); return whether it is complete."""
+        while len(state.header) < _HEADER and state.reads:
+            if not state.header and not state.pdu_began:
+                state.pdu_began = _Clock()
+            state.header += bytes(state.take(_HEADER - len(state.header)))
+        if len(state.header) < _HEADER:
+            return False
+        self._check_header(state.header[0], state.pdu_length)
+        return True
+
+    def _check_header(self, kind: int, length: int) -> None:
+        """Judge a PDU by its type and length (PS3.8 9.3.1, D.1).
+
+        Raises
+        ------
+        ProtocolError
+            If it cannot be.
+        """
+        if kind == _P_DATA:
+            limit = min(self.max_receive_pdu or HARD_PDU_CAP, HARD_PDU_CAP)
+            if length > limit:
+                raise ProtocolError(6, "P-DATA-TF PDU longer than the announced maximum length")
+            if length == 0:
+                raise ProtocolError(6, "P-DATA-TF PDU without a presentation data value")
+        elif kind in (0x01, 0x02):
+            if length > MAX_ASSOCIATE_PDU:
+                raise ProtocolError(6, "A-ASSOCIATE PDU longer than 1 MiB")
+        elif kind in (0x03, 0x05, 0x06, 0x07):
+            if length != 4:
+                raise ProtocolError(6, "PDU of a fixed length with another length")
+        else:
+            raise ProtocolError(1, "unrecognised PDU type")
+
+    def _take_pdv_header(self, state: _State) -> bool:
+        """Take the header of a PDV (PS3.8 9.3.5.1, E.2); return whether it is complete."""
+        if len(state.pdv_header) == _PDV_HEADER:
+            return True
+        if state.pdu_left < _PDV_HEADER - len(state.pdv_header):
+            raise ProtocolError(6, "presentation data value shorter than its header")
+        while len(state.pdv_header) < _PDV_HEADER and state.reads:
+            piece = bytes(state.take(_PDV_HEADER - len(state.pdv_header)))
+            state.pdv_header += piece
+            state.pdu_left -= len(piece)
+        if len(state.pdv_header) < _PDV_HEADER:
+            return False
+        length, context_id, control = struct.unpack(">IBB", state.pdv_header)
+        self._check_pdv(state, length, context_id, control)
+        state.context_id = context_id
+        state.pdv_left = length - 2
+        return True
+
+    def _check_pdv(self, state: _State, length: int, context_id: int, control: int) -> None:
+        """Judge a PDV by its header (PS3.8 E.1, E.2).
+
+        Raises
+        ------
+        ProtocolError
+            If it cannot be.
+        """
+        if length < 2 or length - 2 > state.pdu_left:
+            raise ProtocolError(6, "presentation data value length out of range")
+        if state.in_message and context_id != state.context_id:
+            raise ProtocolError(5, "presentation context changes inside a message")
+        if control & _COMMAND and state.command_done:
+            raise ProtocolError(5, "command fragment inside a data set")
+        if not control & _COMMAND and not state.command_done:
+            raise ProtocolError(5, "data set fragment before the command set is complete")
+        if control & _COMMAND:
+            if state.command.size + length - 2 > MAX_COMMAND:
+                raise ProtocolError(6, "command set longer than 64 KiB")
+        elif self.max_message and state.length + length - 2 > self.max_message:
+            raise ProtocolError(6, "data set longer than the limit of this receiver")
+
+    def _take_fragment(self, state: _State) -> bool:
+        """Take the rest of the fragment; return whether it is complete."""
+        control = state.pdv_header[5]
+        while state.pdv_left and state.reads:
+            piece = state.take(state.pdv_left)
+            state.pdv_left -= len(piece)
+            state.pdu_left -= len(piece)
+            if control & _COMMAND:
+                state.command = state.command.plus(piece)
+            elif state.sink in (None, -1):
+                state.data = state.data.plus(piece)
+                state.length += len(piece)
+            else:
+                _write_sink(state.sink, state.written, state.length, piece)
+                state.length += len(piece)
+                state.written = [state.length]
+        if state.pdv_left:
+            return False
+        state.pdv_header = b""
+        if control & _LAST:
+            if control & _COMMAND:
+                self._end_command(state)
+            else:
+                state.complete = True
+        if state.pdu_left == 0:
+            state.end_pdu()
+        return True
+
+    def _end_command(self, state: _State) -> None:
+        """The command set is complete: find out what follows (PS3.7 E.1)."""
+        try:
+            field, kind = _fields_of(bytes(state.command))
+        except CommandError as error:
+            raise ProtocolError(6, f"command set cannot be read: {error}") from None
+        state.command_done = True
+        state.complete = kind == _NO_DATA_SET
+        state.split = not state.complete and field in self.split_commands
+
+    @staticmethod
+    def _end_message(state: _State) -> Message:
+        """The message is complete: return it."""
+        message = state.message()
+        state.messages += 1
+        state.forget_message()
+        return message
+
+    def receive_pdu(self) -> bytes | None:
+        """Take one whole PDU of any type from the stream; never blocks.
+
+        Returns
+        -------
+        bytes or None
+            The PDU with its 6-byte header (PS3.8 9.3); None if it is not complete yet.
+
+        Raises
+        ------
+        ProtocolError
+            If its header is not acceptable.
+        PeerClosed
+            If the connection ended.
+        RuntimeError
+            If `receive` has begun a message, and no PDU of another type came in between.
+        """
+        with self._in_use():
+            while True:
+                state = copy.copy(self._state)
+                pdu = self._advance_raw(state)
+                self._state = state
+                if pdu is not None:
+                    return pdu
+                try:
+                    self._read()
+                except _WouldBlock:
+                    return None
+
+    def _advance_raw(self, state: _State) -> bytes | None:
+        """Like `_advance`, PDU by PDU."""
+        begun = state.raw is None and state.pdu_type == _P_DATA
+        if begun or (state.in_message and not state.other_is_next):
+            raise RuntimeError("a message is in progress")
+        if state.pdu_type is None and not self._take_header(state):
+            return None
+        if state.raw is None:
+            state.raw = _Gathered()
+        while state.raw.size < state.pdu_length and state.reads:
+            state.raw = state.raw.plus(state.take(state.pdu_length - state.raw.size))
+        if state.raw.size < state.pdu_length:
+            return None
+        pdu = state.header + bytes(state.raw)
+        state.end_pdu()
+        return pdu
+
+    def set_sink(self, fd: int) -> None:
+        """Say where the data set goes of which `receive` has told PARTIAL.
+
+        Parameters
+        ----------
+        fd : int
+            A file descriptor open for writing, or -1 for memory.
+
+        Raises
+        ------
+        RuntimeError
+            If no message waits for it.
+        """
+        if not self._state.split or self._state.sink is not None:
+            raise RuntimeError("no message waits for a sink")
+        self._state.sink = max(fd, -1)
+
+    def abandon(self) -> None:
+        """Forget the message or PDU in progress, and what was read ahead."""
+        old, state = self._state, _State()
+        state.consumed = old.consumed + old.buffered
+        state.pdus = old.pdus
+        state.messages = old.messages
+        self._state = state
+
+    # Sending
+
+    def send(
+        self,
+        context_id: int,
+        command: Any,
+        data: Any = (),
+        *,
+        max_pdu: int,
+        timeout: float | None = None,
+    ) -> int:
+        """Send one whole DIMSE message as P-DATA-TF PDUs (PS3.7 6.3, PS3.8 Annex E).
+
+        Parameters
+        ----------
+        context_id : int
+            The presentation context ID, odd, 1 to 255.
+        command : bytes-like
+            The encoded command set.
+        data : bytes-like or sequence of bytes-like, optional
+            The encoded data set, in one or more buffers. They are not copied.
+        max_pdu : int
+            The peer's maximum length (PS3.8 D.1); 0 means unlimited.
+        timeout : float, optional
+            Seconds without progress after which to give up; None for never.
+
+        Returns
+        -------
+        int
+            The number of PDUs sent.
+
+        Raises
+        ------
+        ValueError
+            If an argument is out of range.
+        TimeoutError
+            If the peer takes no data for `timeout` seconds.
+        OSError
+            If the connection fails or is closed.
+        Cancelled
+            If `cancel` was called.
+        """
+        fragment = _fragment_size(max_pdu)
+        _deadline(timeout)
+        with _views([command]) as head, _views(_buffers_of(data)) as body:
+            pdus = _message_pdus(context_id, head, [body], fragment)
+            return self._send_message(pdus, timeout)
+
+    def send_file(
+        self,
+        context_id: int,
+        command: Any,
+        fd: int,
+        offset: int,
+        length: int,
+        *,
+        max_pdu: int,
+        timeout: float | None = None,
+    ) -> int:
+        """Send one whole DIMSE message whose data set is a part of a file.
+
+        Parameters
+        ----------
+        context_id : int
+            The presentation context ID, odd, 1 to 255.
+        command : bytes-like
+            The encoded command set.
+        fd : int
+            The descriptor of the file; its position is neither used nor changed.
+        offset, length : int
+            Where the data set is in the file.
+        max_pdu : int
+            The peer's maximum length (PS3.8 D.1); 0 means unlimited.
+        timeout : float, optional
+            Seconds without progress after which to give up; None for never.
+
+        Returns
+        -------
+        int
+            The number of PDUs sent.
+
+        Raises
+        ------
+        EOFError
+            If the file ends early.
+        ValueError, TimeoutError, OSError, Cancelled
+            See `send`.
+        """
+        fragment = _fragment_size(max_pdu)
+        _deadline(timeout)
+        if offset < 0 or length < 0:
+            raise ValueError("offset and length must not be negative")
+        with _views([command]) as head:
+            pieces = _file_pieces(fd, offset, length, fragment)
+            return self._send_message(_message_pdus(context_id, head, pieces, fragment), timeout)
+
+    def send_bytes(self, data: Any, *, timeout: float | None = None) -> None:
+        """Send ready-made PDUs.
+
+        Parameters
+        ----------
+        data : bytes-like
+            One or more whole PDUs.
+        timeout : float, optional
+            Seconds without progress after which to give up; None for never.
+
+        Raises
+        ------
+        TimeoutError, OSError, Cancelled
+            See `send`.
+        """
+        _deadline(timeout)
+        with _views([data]) as views, self._sending(), self._in_use():
+            self._push([_Pdu([pdu]) for view in views for pdu in _split_pdus(view)], timeout)
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        """Be the one sender.
+
+        Raises
+        ------
+        PeerClosed, Cancelled
+            If nothing may be sent any more.
+        """
+        with self._send_lock:
+            if self._cancelled:
+                raise Cancelled("the send was cancelled")
+            if self._send_broken:
+                raise PeerClosed(0, 0, "an earlier message was cut while it was sent")
+            yield
+
+    def _send_message(self, pdus: Iterator[_Pdu], timeout: float | None) -> int:
+        """Send the PDUs of one message; return their number."""
+        batch = [next(pdus)]  # validates the arguments
+        with self._sending(), self._in_use():
+            sent = 0
+            while batch:
+                try:
+                    following = next(pdus, None)
+                except (EOFError, OSError):
+                    self._send_broken = self._send_broken or sent > 0  # it can never be completed
+                    raise
+                size = sum(pdu.size for pdu in batch)
+                buffers = sum(len(pdu.buffers) for pdu in batch)
+                full = size >= _BATCH_SIZE or buffers >= _BATCH_BUFFERS
+                if following is None or full:
+                    self._push(batch, timeout)
+                    sent += len(batch)
+                    batch = []
+                if following is not None:
+                    batch.append(following)
+            self._messages_sent += 1
+            return sent
+
+    def _push(self, pdus: Sequence[_Pdu], timeout: float | None) -> None:
+        """Hand whole PDUs to the kernel, all of them.
+
+        Raises
+        ------
+        TimeoutError, OSError, Cancelled
+            See `send`. If a PDU was cut, nothing can be sent any more.
+        """
+        counts: list[int] = []
+        buffers = [buffer for pdu in pdus for buffer in pdu.buffers]
+        try:
+            while buffers:
+                self._send_calls += 1
+                before = len(counts)
+                try:
+                    self._write(buffers, counts)
+                except _WouldBlock as block:
+                    self._wait_to_send(block.writable, timeout)
+                except ConnectionError as error:
+                    raise PeerClosed(0, 0, error) from error
+                buffers = _without(buffers, sum(counts[before:]))
+        finally:
+            sent = sum(counts)
+            self._bytes_sent += sent
+            for pdu in pdus:
+                if 0 < sent < pdu.size:
+                    self._send_broken = True
+                if sent >= pdu.size:
+                    self._pdus_sent += 1
+                sent = max(sent - pdu.size, 0)
+            if buffers and self._stuck():
+                self._send_broken = True
+
+    def _wait_to_send(self, writable: bool, timeout: float | None) -> None:
+        """Wait until more can be sent.
+
+        Raises
+        ------
+        TimeoutError
+            If that is not within `timeout` seconds.
+        Cancelled
+            If `cancel` was called.
+        OSError
+            If the connection is closed on our side.
+        """
+        deadline = _deadline(timeout)
+        fd, cancel = self._fileno(), self._cancel.fileno()
+        while True:
+            ready = _poll(
+                [cancel] if writable else [fd, cancel],
+                [fd] if writable else [],
+                deadline - _Clock(),
+            )
+            if self._closing:
+                raise _closed_error()
+            if cancel in ready:
+                raise Cancelled("the send was cancelled")
+            if fd in ready:
+                return
+            if _Clock() >= deadline:
+                raise TimeoutError("the peer does not take data")
+
+
+class FdConnection(Connection):
+    """A connection over a plain socket (POSIX).
+
+    Parameters
+    ----------
+    sock : socket.socket
+        The connected socket. It is duplicated; whether it is blocking neither matters nor changes.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        if sys.platform == "win32":
+            raise OSError("FdConnection needs POSIX sockets")
+        fd = os.dup(sock.fileno())
+        blocking = os.get_blocking(fd)  # shared by the duplicates
+        self._sock = socket.socket(sock.family, sock.type, sock.proto, fileno=fd)
+        self._sock.settimeout(0)  # or the methods of the object would wait themselves
+        os.set_blocking(fd, blocking)
+        self._flags = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+    def _fileno(self) -> int:
+        return self._sock.fileno()
+
+    def _read_into(self, read: _Read) -> None:
+        try:
+            read.counts.extend(
+                map(self._sock.recv_into, (read.store,), (0,), (socket.MSG_DONTWAIT,))
+            )
+        except BlockingIOError:
+            raise _WouldBlock(writable=False) from None
+
+    def _write(self, buffers: Sequence[memoryview], counts: list[int]) -> None:
+        vector = buffers[:_BATCH_BUFFERS]
+        try:
+            counts.extend(map(self._sock.sendmsg, (vector,), ((),), (self._flags,)))
+        except BlockingIOError:
+            raise _WouldBlock(writable=True) from None
+
+    def _set_quickack(self) -> None:
+        _quickack(self._sock)
+
+    def _release(self) -> None:
+        super()._release()
+        self._sock.close()
+
+
+class SocketConnection(Connection):
+    """A connection over any object with the methods of a socket, for instance `ssl.SSLSocket`.
+
+    Parameters
+    ----------
+    sock : object
+        The connected socket: `recv_into`, `send`, `fileno`; optionally `pending` (TLS). It is switched to
+        non-blocking if it has `setblocking` or `settimeout`. It is not closed with the connection.
+    """
+
+    def __init__(self, sock: _Socket) -> None:
+        super().__init__(sock)
+        self._sock = sock
+        self._has_pending: Callable[[], int] | None = getattr(sock, "pending", None)
+        self._io = threading.Lock()  # a TLS object is not to be used by two threads at once
+        self._stage: memoryview | None = None  # what an interrupted `send` has to be given again
+        self._never_blocks = True
+        if hasattr(sock, "setblocking"):
+            sock.setblocking(False)
+        elif hasattr(sock, "settimeout"):
+            sock.settimeout(0)
+        else:
+            self._never_blocks = False
+
+    def _fileno(self) -> int:
+        fd = self._sock.fileno()
+        if fd < 0:
+            raise OSError(errno.EBADF, "the socket is closed")
+        return fd
+
+    def _pending(self) -> bool:
+        if self._has_pending is None:
+            return False
+        with self._io:
+            return self._has_pending() > 0
+
+    def _read_into(self, read: _Read) -> None:
+        if not (self._never_blocks or self._pending() or _poll([self._fileno()], [], 0)):
+            raise _WouldBlock(writable=False)
+        with self._io, _tls_errors(writable=False):
+            read.counts.extend(map(self._sock.recv_into, (read.store,)))
+
+    def _write(self, buffers: Sequence[memoryview], counts: list[int]) -> None:
+        if not (self._never_blocks or _poll([], [self._fileno()], 0)):
+            raise _WouldBlock(writable=True)
+        if self._stage is None:
+            self._stage = memoryview(_joined(buffers, _STAGE_SIZE))
+        with self._io, _tls_errors(writable=True):
+            counts.extend(map(self._sock.send, (self._stage,)))
+        self._stage = None
+
+    def _stuck(self) -> bool:
+        # A TLS record that was not taken as a whole must be given again: nothing else can be sent.
+        return self._has_pending is not None and self._stage is not None
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        with super()._sending():
+            self._stage = None
+            yield
+
+    def _set_quickack(self) -> None:
+        _quickack(self._sock)
+
+
+def connect(sock: Any) -> Connection:
+    """Return the connection that fits a socket.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        The connected socket.
+
+    Returns
+    -------
+    FdConnection or SocketConnection
+        An `FdConnection` for a plain socket on POSIX, else a `SocketConnection`.
+    """
+    if type(sock) is socket.socket and sys.platform != "win32":
+        return FdConnection(sock)
+    return SocketConnection(sock)
+
+
+@contextmanager
+def _tls_errors(writable: bool) -> Iterator[None]:
+    """Turn what non-blocking sockets raise into `_WouldBlock` and `ConnectionError`.
+
+    Parameters
+    ----------
+    writable : bool
+        Whether the operation is a write.
+    """
+    try:
+        yield
+    except BlockingIOError:
+        raise _WouldBlock(writable) from None
+    except OSError as error:
+        if ssl is None:
+            raise
+        if isinstance(error, ssl.SSLWantReadError):
+            raise _WouldBlock(writable=False) from None
+        if isinstance(error, ssl.SSLWantWriteError):
+            raise _WouldBlock(writable=True) from None
+        if isinstance(error, ssl.SSLZeroReturnError | ssl.SSLEOFError):
+            raise ConnectionAbortedError(errno.ECONNABORTED, "the TLS connection ended") from error
+        raise
+
+
+def _quickack(sock: Any) -> None:
+    """Set ``TCP_QUICKACK``, where that exists (tcp(7))."""
+    option = getattr(socket, "TCP_QUICKACK", None)
+    if option is not None and hasattr(sock, "setsockopt"):
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, option, 1)
+
+
+def _write_sink(fd: int, written: list[int], length: int, piece: memoryview) -> None:
+    """Write a piece of a data set to the sink, once.
+
+    Parameters
+    ----------
+    fd : int
+        The sink.
+    written : list of int
+        The bytes that the sink has, in summands. More than `length` if an earlier attempt to write `piece` was
+        interrupted.
+    length : int
+        The bytes of the data set before `piece`.
+    piece : memoryview
+        The bytes.
+    """
+    end = length + len(piece)
+    while sum(written) < end:
+        rest = piece[sum(written) - length :]
+        written.extend(map(os.write, (fd,), (rest,)))
+
+
+# ------------------------------------------------------------------------------------------------- framing
+
+
+class _Pdu:
+    """One PDU to be sent.
+
+    Parameters
+    ----------
+    buffers : list of memoryview
+        Its bytes.
+    """
+
+    __slots__ = ("buffers", "size")
+
+    def __init__(self, buffers: list[memoryview]) -> None:
+        self.buffers = buffers
+        self.size = sum(map(len, buffers))
+
+
+def _fragment_size(max_pdu: int) -> int:
+    """Return the size of all fragments but the last under a maximum length (PS3.8 D.1).
+
+    Parameters
+    ----------
+    max_pdu : int
+        The peer's maximum length; 0 means unlimited.
+
+    Returns
+    -------
+    int
+        The size, even (PS3.8 E.1) unless that is not possible.
+
+    Raises
+    ------
+    ValueError
+        If no fragment fits into such PDUs.
+    """
+    if not isinstance(max_pdu, int) or max_pdu < 0 or 0 < max_pdu < MIN_PDU:
+        raise ValueError(f"max_pdu must be 0 (unlimited) or at least {MIN_PDU}, not {max_pdu!r}")
+    if max_pdu == 0:
+        return UNLIMITED_FRAGMENT
+    size = min(max_pdu, _MAX_LENGTH) - _PDV_HEADER
+    return size - size % 2 if size > 1 else size
+
+
+def _buffers_of(data: Any) -> Iterable[Any]:
+    """Return the buffers of a bytes-like object or sequence of them."""
+    return data if isinstance(data, list | tuple) else (data,)
+
+
+@contextmanager
+def _views(buffers: Iterable[Any]) -> Iterator[list[memoryview]]:
+    """Return the bytes of buffers, as long as the context lasts.
+
+    Raises
+    ------
+    TypeError, BufferError
+        If one is not a C-contiguous buffer.
+    """
+    views: list[memoryview] = []
+    try:
+        for buffer in buffers:
+            with memoryview(buffer) as view:
+                if not view.c_contiguous:
+                    raise BufferError("the buffer is not C-contiguous")
+                if view.nbytes:
+                    views.append(view.cast("B"))
+        yield views
+    finally:
+        for view in views:
+            view.release()
+
+
+def _slices(views: Sequence[memoryview], size: int) -> Iterator[list[memoryview]]:
+    """Cut buffers, taken as one, into parts of `size` bytes; the last one may be shorter.
+
+    Parameters
+    ----------
+    views : sequence of memoryview
+        The buffers.
+    size : int
+        The size of a part.
+
+    Yields
+    ------
+    list of memoryview
+        The bytes of a part; never empty.
+    """
+    part: list[memoryview] = []
+    room = size
+    for view in views:
+        at = 0
+        while at < len(view):
+            piece = view[at : at + room]
+            part.append(piece)
+            at += len(piece)
+            room -= len(piece)
+            if room == 0:
+                yield part
+                part, room = [], size
+    if part:
+        yield part
+
+
+def _message_pdus(
+    context_id: int,
+    command: Sequence[memoryview],
+    pieces: Iterable[Sequence[memoryview]],
+    fragment: int,
+) -> Iterator[_Pdu]:
+    """Frame a message: one PDV per PDU, the command set first (PS3.8 9.3.5, E.1).
+
+    Parameters
+    ----------
+    context_id : int
+        The presentation context ID.
+    command : sequence of memoryview
+        The command set.
+    pieces : iterable of sequence of memoryview
+        The data set, in pieces whose size is a multiple of `fragment`, but for the last one.
+    fragment : int
+        The size of all fragments but the last.
+
+    Yields
+    ------
+    _Pdu
+        The PDUs.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+    """
+    if not isinstance(context_id, int) or not 0 < context_id < 256 or context_id % 2 == 0:
+        raise ValueError(f"context_id must be an odd number from 1 to 255, not {context_id!r}")
+    if not command:
+        raise ValueError("the command set must not be empty")
+    yield from _set_pdus(context_id, _COMMAND, [command], fragment)
+    yield from _set_pdus(context_id, 0, pieces, fragment)
+
+
+def _set_pdus(
+    context_id: int, control: int, pieces: Iterable[Sequence[memoryview]], fragment: int
+) -> Iterator[_Pdu]:
+    """Frame a command set (`control` 1) or data set (0); see `_message_pdus`."""
+
+    def pdu(part: list[memoryview], last: int) -> _Pdu:
+        length = sum(map(len, part))
+        header = _HEADERS.pack(_P_DATA, length + 6, length + 2, context_id, control | last)
+        return _Pdu([memoryview(header), *part])
+
+    previous: list[memoryview] | None = None
+    for piece in pieces:
+        for part in _slices(piece, fragment):
+            if previous is not None:
+                yield pdu(previous, 0)
+            previous = part
+    if previous is not None:
+        yield pdu(previous, _LAST)
+
+
+def _file_pieces(fd: int, offset: int, length: int, fragment: int) -> Iterator[list[memoryview]]:
+    """Read a part of a file.
+
+    Parameters
+    ----------
+    fd : int
+        The descriptor of the file.
+    offset, length : int
+        The part.
+    fragment : int
+        The size of all pieces but the last is a multiple of this one.
+
+    Yields
+    ------
+    list of memoryview
+        The bytes.
+
+    Raises
+    ------
+    EOFError
+        If the file ends early.
+    """
+    size = fragment * max(1, _BATCH_SIZE // fragment)
+    end = offset + length
+    while offset < end:
+        piece = bytearray()
+        wanted = min(size, end - offset)
+        while len(piece) < wanted:
+            got = _pread(fd, wanted - len(piece), offset + len(piece))
+            if not got:
+                raise EOFError("the file is shorter than it was when the transfer began")
+            piece += got
+        offset += wanted
+        yield [memoryview(piece)]
+
+
+def _pread(fd: int, size: int, offset: int) -> bytes:
+    """Read up to `size` bytes of a file at `offset`."""
+    if hasattr(os, "pread"):
+        return os.pread(fd, size, offset)
+    where = os.lseek(fd, 0, os.SEEK_CUR)  # pragma: no cover - Windows
+    try:  # pragma: no cover - Windows
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.read(fd, size)
+    finally:  # pragma: no cover - Windows
+        os.lseek(fd, where, os.SEEK_SET)
+
+
+def _split_pdus(view: memoryview) -> Iterator[memoryview]:
+    """Cut ready-made PDUs apart; what is no whole PDU comes as one."""
+    while len(view) >= _HEADER:
+        end = _HEADER + int.from_bytes(view[2:6], "big")
+        yield view[:end]
+        view = view[end:]
+    if len(view):
+        yield view
+
+
+def _without(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """Return buffers without their first `count` bytes."""
+    for index, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [buffer[count:], *buffers[index + 1 :]]
+        count -= len(buffer)
+    return []
+
+
+def _joined(buffers: Sequence[memoryview], size: int) -> bytes:
+    """Return the first `size` bytes of buffers, or all if they are fewer."""
+    joined = bytearray()
+    for buffer in buffers:
+        joined += buffer[: size - len(joined)]
+        if len(joined) == size:
+            break
+    return bytes(joined)
+
+
+# -------------------------------------------------------------------------------------------- command sets
+
+# Value representations of the command elements in use (PS3.7 E.1)
+_COMMAND_VRS: dict[int, str] = {
+    0x0002: "UI",  # Affected SOP Class UID
+    0x0003: "UI",  # Requested SOP Class UID
+    0x0100: "US",  # Command Field
+    0x0110: "US",  # Message ID
+    0x0120: "US",  # Message ID Being Responded To
+    0x0600: "AE",  # Move Destination
+    0x0700: "US",  # Priority
+    0x0800: "US",  # Command Data Set Type
+    0x0900: "US",  # Status
+    0x0901: "AT",  # Offending Element
+    0x0902: "LO",  # Error Comment
+    0x0903: "US",  # Error ID
+    0x1000: "UI",  # Affected SOP Instance UID
+    0x1001: "UI",  # Requested SOP Instance UID
+    0x1002: "US",  # Event Type ID
+    0x1005: "AT",  # Attribute Identifier List
+    0x1008: "US",  # Action Type ID
+    0x1020: "US",  # Number of Remaining Sub-operations
+    0x1021: "US",  # Number of Completed Sub-operations
+    0x1022: "US",  # Number of Failed Sub-operations
+    0x1023: "US",  # Number of Warning Sub-operations
+    0x1030: "AE",  # Move Originator Application Entity Title
+    0x1031: "US",  # Move Originator Message ID
+}
+_MAX_TEXT = 256  # bytes of a text that is worth encoding here
+_MAX_TAGS = 256  # attribute tags, likewise
+
+
+def encode_command(elements: Mapping[int, Any]) -> bytes:
+    """Encode a command set in implicit VR little endian, group length first (PS3.7 6.3.1).
+
+    Parameters
+    ----------
+    elements : mapping of int to (int, str or sequence of int)
+        ``{element number of group 0000: value}``. A value of None leaves the element out; (0000,0000) is computed.
+
+    Returns
+    -------
+    bytes
+        The encoded command set.
+
+    Raises
+    ------
+    CommandError
+        If an element is unknown, or a value does not fit it.
+    """
+    encoded = b""
+    for element in sorted(elements):
+        value = elements[element]
+        if value is None or element == 0x0000:
+            continue
+        if element not in _COMMAND_VRS:
+            raise CommandError(f"(0000,{element:04X}) is not a command element")
+        try:
+            field = _encode_value(_COMMAND_VRS[element], value)
+        except (TypeError, ValueError, struct.error) as error:
+            raise CommandError(f"(0000,{element:04X}) cannot hold {value!r}") from error
+        encoded += struct.pack("<HHI", 0, element, len(field)) + field
+    return struct.pack("<HHII", 0, 0, 4, len(encoded)) + encoded
+
+
+def _encode_value(vr: str, value: Any) -> bytes:
+    """Encode one value field (PS3.5 6.2).
+
+    Raises
+    ------
+    TypeError, ValueError, struct.error
+        If the value does not fit the value representation.
+    """
+    if vr == "US":
+        return struct.pack("<H", value)
+    if vr == "AT":
+        if len(value) > _MAX_TAGS:
+            raise ValueError("too many attribute tags")
+        return b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in value)
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    text = value.encode("ascii")
+    if len(text) > _MAX_TEXT:
+        raise ValueError("text too long")
+    padding = b"\0" if vr == "UI" else b" "
+    return text + padding * (len(text) % 2)
+
+
+def decode_command(data: bytes) -> dict[int, Any]:
+    """Decode a command set (PS3.7 6.3.1) as every conforming peer sends it.
+
+    Parameters
+    ----------
+    data : bytes
+        The encoded command set.
+
+    Returns
+    -------
+    dict of int to (int, str or tuple of int)
+        ``{element number: value}``, the group length left out.
+
+    Raises
+    ------
+    CommandError
+        If it is not in canonical form: known elements in ascending order, right lengths, one value each (AT
+        excepted), ASCII, right group length.
+    """
+    elements = list(_walk_command(data))
+    if not elements or elements[0] != (0x0000, struct.pack("<I", len(data) - 12)):
+        raise CommandError("no group length, or a wrong one")
+    found: dict[int, Any] = {}
+    last = 0x0000
+    for tag, field in elements[1:]:
+        if tag <= last or tag not in _COMMAND_VRS:
+            raise CommandError(f"unexpected element ({tag >> 16:04X},{tag & 0xFFFF:04X})")
+        found[tag] = _decode_value(tag, _COMMAND_VRS[tag], field)
+        last = tag
+    return found
+
+
+def _decode_value(tag: int, vr: str, field: bytes) -> int | str | tuple[int, ...]:
+    """Decode one value field (PS3.5 6.2).
+
+    Raises
+    ------
+    CommandError
+        If it is not in canonical form.
+    """
+    if vr == "US":
+        if len(field) != 2:
+            raise CommandError(f"(0000,{tag:04X}) has length {len(field)}")
+        return int.from_bytes(field, "little")
+    if vr == "AT":
+        if not field or len(field) % 4:
+            raise CommandError(f"(0000,{tag:04X}) has length {len(field)}")
+        words = struct.unpack(f"<{len(field) // 2}H", field)
+        return tuple(
+            group << 16 | element for group, element in zip(words[::2], words[1::2], strict=True)
+        )
+    text = field.rstrip(b"\0 ")
+    if vr == "AE":
+        text = text.lstrip(b" ")
+    if not text:
+        raise CommandError(f"(0000,{tag:04X}) is empty")
+    if b"\\" in text or b"\0" in text or not text.isascii():
+        raise CommandError(f"(0000,{tag:04X}) has several values, or unusual characters")
+    return text.decode("ascii")
+
+
+# ------------------------------------------------------------------------------------------- Part 10 files
+
+
+class Part10(NamedTuple):
+    """What the head of a Part 10 file says (PS3.10 7.1).
+
+    Attributes
+    ----------
+    sop_class, sop_instance : str or None
+        (0008,0016) and (0008,0018) of the data set; None if it is deflated.
+    media_sop_class, media_sop_instance, transfer_syntax : str
+        (0002,0002), (0002,0003) and (0002,0010) of the file meta information.
+    offset : int
+        Where the data set begins.
+    """
+
+    sop_class: str | None
+    sop_instance: str | None
+    media_sop_class: str
+    media_sop_instance: str
+    transfer_syntax: str
+    offset: int
+
+
+class _Unusual(Exception):
+    """The head of a file is not what `read_part10` understands."""
+
+
+class _Element(NamedTuple):
+    """A data element: tag, value field, and where the next element begins."""
+
+    tag: int
+    value: bytes
+    end: int
+
+
+_IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+_EXPLICIT_BIG = "1.2.840.10008.1.2.2"
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # PS3.5 7.1.2
+_UID_CHARACTERS = frozenset(b"0123456789.")
+
+
+def read_part10(head: bytes) -> Part10 | None:
+    """Read the head of a Part 10 file: what it is, and where its data set begins.
+
+    Parameters
+    ----------
+    head : bytes
+        The first few KiB of the file.
+
+    Returns
+    -------
+    Part10 or None
+        None if the head is unusual in any way (no preamble, no group length, SOP UIDs not within it ...):
+        ask pydicom.
+    """
+    try:
+        return _read_part10(head)
+    except _Unusual:
+        return None
+
+
+def _read_part10(head: bytes) -> Part10:
+    """Like `read_part10`, but raise `_Unusual`."""
+    if head[128:132] != b"DICM":
+        raise _Unusual("no preamble")
+    first = _element(head, 132, True, False)
+    if first.tag != 0x00020000 or len(first.value) != 4:
+        raise _Unusual("no group length")
+    offset = first.end + int.from_bytes(first.value, "little")
+    if offset > len(head):
+        raise _Unusual("file meta information longer than the head")
+    meta = {one.tag: one.value for one in _elements(head[:offset], first.end, True, False)}
+    if any(tag >> 16 != 0x0002 or tag == 0x00020000 for tag in meta):
+        raise _Unusual("another group inside the file meta information")
+    media_sop_class = _uid(meta.get(0x00020002))
+    media_sop_instance = _uid(meta.get(0x00020003))
+    syntax = _uid(meta.get(0x00020010))
+    if syntax == _DEFLATED:
+        return Part10(None, None, media_sop_class, media_sop_instance, syntax, offset)
+    found: dict[int, bytes] = {}
+    explicit, big = syntax != _IMPLICIT_LITTLE, syntax == _EXPLICIT_BIG
+    for one in _elements(head, offset, explicit, big):
+        found[one.tag] = one.value
+        if one.tag >= 0x00080018:
+            break
+    return Part10(
+        _uid(found.get(0x00080016)),
+        _uid(found.get(0x00080018)),
+        media_sop_class,
+        media_sop_instance,
+        syntax,
+        offset,
+    )
+
+
+def _elements(head: bytes, at: int, explicit: bool, big: bool) -> Iterator[_Element]:
+    """Walk through data elements up to the end of `head`, in ascending order."""
+    last = 0
+    while at < len(head):
+        one = _element(head, at, explicit, big)
+        if one.tag <= last:
+            raise _Unusual("elements not in ascending order")
+        yield one
+        last, at = one.tag, one.end
+
+
+def _element(head: bytes, at: int, explicit: bool, big: bool) -> _Element:
+    """Read one data element (PS3.5 7.1).
+
+    Raises
+    ------
+    _Unusual
+        If it is not whole, or its VR is none.
+    """
+    order = ">" if big else "<"
+    try:
+        group, element = struct.unpack_from(order + "HH", head, at)
+        if not explicit:
+            (length,), start = struct.unpack_from(order + "I", head, at + 4), at + 8
+        else:
+            vr = head[at + 4 : at + 6]
+            if not (vr.isalpha() and vr.isupper()):
+                raise _Unusual("no value representation")
+            if vr in _LONG_VRS:
+                (length,), start = struct.unpack_from(order + "I", head, at + 8), at + 12
+            else:
+                (length,), start = struct.unpack_from(order + "H", head, at + 6), at + 8
+    except struct.error:
+        raise _Unusual("element header cut off") from None
+    if length > len(head) - start:
+        raise _Unusual("element longer than the head")
+    return _Element(group << 16 | element, head[start : start + length], start + length)
+
+
+def _uid(field: bytes | None) -> str:
+    """Return a UID without its padding (PS3.5 9.1).
+
+    Raises
+    ------
+    _Unusual
+        If there is none, or something else.
+    """
+    text = (field or b"").rstrip(b"\0 ")
+    if not 0 < len(text) <= 64 or not _UID_CHARACTERS.issuperset(text):
+        raise _Unusual("no UID")
+    return text.decode("ascii")

@@ -1,0 +1,366 @@
+"""The main job: a series of CT images over one association, both ends in one process.
+
+Every row moves the same files, and each run measures every row once, so that whatever else the
+machine does hits all of them. See `benchmarks/README.md` for the method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastpdu.bench import floor, pair, peers, verify
+from fastpdu.bench.errors import BenchError
+from fastpdu.bench.options import positive, row_names
+from fastpdu.bench.progress import Progress, progress
+from fastpdu.bench.report import Goal, Report, Row
+from fastpdu.bench.series import Series, ct_series, first
+
+SUMMARY = "1000 CT over one association in one process, beside the raw-socket floor (the default)"
+DESCRIPTION = """\
+Sends a series of CT images file by file with assoc.send_c_store(path) over one association to a
+storage SCP in the same process, and compares it with: the raw-socket floor (the same files through
+a bare socket, no DICOM), stock pynetdicom, and DCMTK's storescu and storescp where installed, as
+they are and with TCP_NODELAY=1 on both sides. Every row is checked with SHA-256 before it is timed.
+"""
+EXAMPLES = """\
+examples:
+  fastpdu bench                                     a made series of 1000 images, five runs
+  fastpdu bench --files DIR                         your own files, as many as there are
+  fastpdu bench --rows floor,fastpdu --runs 15      only these two, more runs
+  fastpdu bench --out results                       JSON and a chart as well
+  fastpdu bench --full                              measure the slow rows with all images, too
+"""
+
+ROWS = ("floor", "fastpdu", "stock", "dcmtk", "dcmtk-nodelay")
+#: What a slow row is given unless --full is: images and runs. More would tell nothing new.
+REDUCED = {"stock": (100, 5), "dcmtk": (50, 1), "dcmtk-nodelay": (1000, 3)}
+#: Roughly, in seconds per image, for the progress bar.
+_EXPECTED = {
+    "floor": 0.0002,
+    "fastpdu": 0.0003,
+    "stock": 0.012,
+    "dcmtk": 0.05,
+    "dcmtk-nodelay": 0.0015,
+}
+_VERIFYING = 0.002
+_MAKING = 0.003
+
+
+class _Runner:
+    """Measures one row."""
+
+    label = ""
+    note = ""
+
+    def __init__(self, name: str, series: Series, runs: int, pdu: int) -> None:
+        self.name = name
+        self.series = series
+        self.runs = runs
+        self.pdu = pdu
+
+    def verify(self) -> str:
+        """Send everything once, untimed, and compare digests; return what was compared."""
+        raise NotImplementedError
+
+    def measure(self) -> float:
+        """Return the seconds of one run."""
+        raise NotImplementedError
+
+    def row(self) -> Row:
+        """Return the row, without samples."""
+        return Row(self.name, self.label, "s", len(self.series), note=self.note)
+
+
+class _Floor(_Runner):
+    label = "raw-socket floor"
+    note = "no DICOM; read, sendall, recv_into, a reply of 100 bytes"
+
+    def verify(self) -> str:
+        received = floor.digests_received(self.series.instances)
+        for instance, digest in zip(self.series.instances, received, strict=True):
+            if hashlib.sha256(Path(instance.path).read_bytes()).digest() != digest:
+                raise BenchError(f"{instance.path} arrived changed")
+        return verify.summary(len(received), 0)
+
+    def measure(self) -> float:
+        return floor.measure(self.series.instances)
+
+
+class _Store(_Runner):
+    def __init__(self, name: str, series: Series, runs: int, pdu: int) -> None:
+        super().__init__(name, series, runs, pdu)
+        self.label = "fastpdu" if name == "fastpdu" else "pynetdicom, stock"
+        self._expected: list[verify.Sample] = []
+
+    def _run(self, handler: pair.Handler) -> float:
+        contexts = self.series.contexts
+        with (
+            pair.transport(self.name),
+            pair.scp(handler, contexts, pdu=self.pdu) as port,
+        ):
+            fast = self.name == "fastpdu"
+            association = pair.associate(port, contexts, pdu=self.pdu, fast=fast)
+            try:
+                elapsed = pair.send(association, self.series.instances)
+            except BaseException:
+                association.abort()
+                raise
+            association.release()
+            return elapsed
+
+    def verify(self) -> str:
+        handler = verify.Verifier(self.series.instances)
+        self._run(handler)
+        text = handler.finish()
+        self._expected = handler.samples
+        return text
+
+    def measure(self) -> float:
+        handler = verify.Touch()
+        elapsed = self._run(handler)
+        handler.check(self._expected)
+        return elapsed
+
+
+class _Dcmtk(_Runner):
+    note = "two processes, their start included; the receiver writes files"
+
+    def __init__(
+        self, name: str, series: Series, runs: int, pdu: int, tools: peers.Dcmtk
+    ) -> None:
+        super().__init__(name, series, runs, pdu)
+        nodelay = name == "dcmtk-nodelay"
+        version = tools.version.split()[0].removeprefix("v")
+        self.label = f"DCMTK {version}, {'TCP_NODELAY on both' if nodelay else 'stock'}"
+        self._tools = tools
+        self._environment = peers.NODELAY if nodelay else {}
+        self._expected: dict[str, verify.Sample] = {}
+
+    @contextlib.contextmanager
+    def _run(self) -> Iterator[tuple[float, Path]]:
+        with (
+            tempfile.TemporaryDirectory(prefix="fastpdu-received-") as scratch,
+            peers.linked(self.series.instances) as links,
+        ):
+            received = Path(scratch)
+            with peers.storescp(
+                self._tools, received, environment=self._environment, pdu=self.pdu
+            ) as port:
+                elapsed = peers.storescu(
+                    self._tools, port, links, environment=self._environment, pdu=self.pdu
+                )
+            yield elapsed, received
+
+    def verify(self) -> str:
+        with self._run() as (_, received):
+            text = peers.verify_received(received, self.series.instances)
+            self._expected = peers.contents(received)
+        return text
+
+    def measure(self) -> float:
+        with self._run() as (elapsed, received):
+            if peers.contents(received) != self._expected:
+                raise BenchError(f"{self.label}: not everything arrived unchanged")
+        return elapsed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark."""
+    parser.add_argument(
+        "--files", type=Path, metavar="DIR", help="send these files instead of a made series"
+    )
+    parser.add_argument(
+        "--count",
+        type=positive,
+        metavar="N",
+        help="images (default: 1000; with --files: all there are)",
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="make the series in DIR and leave it there"
+    )
+    parser.add_argument(
+        "--rows",
+        type=row_names(ROWS),
+        metavar="NAMES",
+        help=f"what to measure, separated by commas (default: {','.join(ROWS)})",
+    )
+    parser.add_argument(
+        "--pdu",
+        type=int,
+        default=pair.DEFAULT_PDU,
+        metavar="BYTES",
+        help="maximum PDU length that both sides announce; 0: unlimited (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="measure slow rows with all images and runs, too (several minutes)",
+    )
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what makes no sense before anything is measured."""
+    if args.pdu < 0 or 0 < args.pdu < 7:
+        raise BenchError(
+            f"--pdu {args.pdu}: a PDU has at least 7 bytes", "give 0 (unlimited), or 7 or more"
+        )
+    if args.files is not None and args.keep is not None:
+        raise BenchError("--keep is for a made series", "leave out --files or --keep")
+    if args.rows is not None and peers.find_dcmtk() is None:
+        for name in args.rows:
+            if name.startswith("dcmtk"):
+                raise BenchError(
+                    f"row {name} needs DCMTK's storescu and storescp, which are not installed",
+                    "install DCMTK (Debian, Ubuntu: apt install dcmtk), or leave the row out",
+                )
+
+
+def _runners(args: argparse.Namespace, series: Series, notes: list[str]) -> list[_Runner]:
+    runners: list[_Runner] = []
+    tools = peers.find_dcmtk()
+    for name in args.rows or ROWS:
+        part, runs = series, args.runs
+        if not args.full and name in REDUCED:
+            images, most = REDUCED[name]
+            part, runs = first(series, images), min(runs, most)
+        if name == "floor":
+            runners.append(_Floor(name, part, runs, args.pdu))
+        elif name in pair.TRANSPORTS:
+            runners.append(_Store(name, part, runs, args.pdu))
+        elif tools is None:
+            notes.append(f"{name}: skipped, DCMTK is not installed (apt install dcmtk)")
+        elif not {syntax for _, syntax in series.contexts} <= peers.TRANSFER_SYNTAXES:
+            notes.append(f"{name}: skipped, storescu does not propose compressed images by itself")
+        else:
+            runners.append(_Dcmtk(name, part, runs, args.pdu, tools))
+    return runners
+
+
+def _estimate(args: argparse.Namespace) -> float:
+    count = args.count or 1000
+    total = count * _MAKING
+    for name in args.rows or ROWS:
+        images, runs = count, args.runs
+        if not args.full and name in REDUCED:
+            images, runs = min(count, REDUCED[name][0]), min(runs, REDUCED[name][1])
+        total += images * (_EXPECTED[name] * (runs + 1) + _VERIFYING)
+    return total
+
+
+def run(args: argparse.Namespace) -> Report:
+    """Make the series, verify and measure every row, and return the result."""
+    report = Report("ct1000", "")
+    with (
+        progress(_estimate(args), quiet=args.quiet) as bar,
+        contextlib.ExitStack() as stack,
+    ):
+        bar.phase("reading the series" if args.files else "making the series")
+        series = stack.enter_context(
+            ct_series(args.files, args.count, keep=args.keep, on_image=lambda: bar.advance(_MAKING))
+        )
+        runners = _runners(args, series, report.notes)
+        rows = _measure(runners, args.runs, bar)
+    _fill(report, args, series, rows)
+    return report
+
+
+def _measure(runners: list[_Runner], runs: int, bar: Progress) -> list[Row]:
+    rows = {runner.name: runner.row() for runner in runners}
+    for runner in runners:
+        # The pass that compares digests also fills the page cache, for all rows alike.
+        bar.phase(f"{runner.label}: comparing digests")
+        rows[runner.name].verified = runner.verify()
+        count = len(runner.series)
+        bar.advance(count * (_EXPECTED[runner.name] + _VERIFYING))
+    for number in range(runs):
+        for runner in runners:
+            if number >= runner.runs:
+                continue
+            bar.phase(f"{runner.label}: run {number + 1} of {runner.runs}")
+            # The garbage of one row is not collected in the time of the next.
+            gc.collect()
+            cpu = time.process_time()
+            rows[runner.name].samples.append(runner.measure())
+            spent = time.process_time() - cpu
+            rows[runner.name].details.setdefault("cpu_samples", []).append(spent)
+            bar.advance(len(runner.series) * _EXPECTED[runner.name])
+    return list(rows.values())
+
+
+def _per_1000(row: Row) -> float | None:
+    return None if row.median is None else row.median * 1000 / row.items
+
+
+def _fill(report: Report, args: argparse.Namespace, series: Series, rows: list[Row]) -> None:
+    size = series.bytes / len(series)
+    kind = "made CT series" if series.made else "own files"
+    report.title = (
+        f"{len(series)} images ({kind}, {size / 1000:.0f} KB each), one association, "
+        f"maximum PDU {args.pdu or 'unlimited'}: seconds per 1000 images"
+    )
+    report.rows = rows
+    report.parameters = {
+        "images": len(series),
+        "bytes": series.bytes,
+        "made": series.made,
+        "runs": args.runs,
+        "pdu": args.pdu,
+        "full": args.full,
+    }
+    medians = {row.name: _per_1000(row) for row in rows}
+    base, stock = medians.get("floor"), medians.get("stock")
+    report.columns = ["", "s / 1000", "fastest", "MB/s", "x floor", "stock / this", "runs", ""]
+    for row in rows:
+        median = medians[row.name]
+        assert median is not None
+        scaled = ""
+        if row.items < len(series):
+            scaled = f"scaled from {row.items} images"
+            row.details["scaled_from"] = row.items
+        row.details["seconds_per_1000"] = median
+        report.table.append(
+            [
+                row.label,
+                f"{median:.3f}",
+                f"{min(row.samples) * 1000 / row.items:.3f}",
+                f"{size / 1000 / median:.0f}",
+                f"{median / base:.2f}" if base else "",
+                f"{stock / median:.1f}" if stock else "",
+                str(len(row.samples)),
+                scaled,
+            ]
+        )
+        times = f"{median:.3g} s"
+        ratio = f"  ({median / base:.3g} x floor)" if base and row.name != "floor" else ""
+        report.bars.append((row.label, median, times + ratio))
+    report.axis = "seconds per 1000 images, median, logarithmic: less is better"
+    report.log = True
+    report.headline = (
+        f"{len(series)} images of {size / 1000:.0f} KB over one association, "
+        "sender and receiver on one machine"
+    )
+    ours = medians.get("fastpdu")
+    report.goals = [
+        Goal("fastpdu / raw-socket floor", ours / base if ours and base else None, 2.0, unit=" x"),
+        Goal(
+            "stock pynetdicom / fastpdu",
+            stock / ours if ours and stock else None,
+            30.0,
+            at_least=True,
+            unit=" x",
+        ),
+    ]
+    report.notes[:0] = [
+        "All bytes arrived intact: every row sent its images once, untimed, and compared SHA-256 "
+        "digests;\nthe timed runs compared the length and one byte of every page.",
+        *dict.fromkeys(f"{row.label.partition(' ')[0]}: {row.note}." for row in rows if row.note),
+    ]
+    if series.skipped:
+        report.notes.append(f"{series.skipped} files in {series.directory} are not DICOM: skipped")

@@ -1,0 +1,101 @@
+"""The raw-socket floor: the same files over the same kind of socket, with no DICOM at all.
+
+One thread reads each file into a buffer that it uses again and again, hands it to `sendall`, and
+waits for a reply of 100 bytes, as a C-STORE-RSP has; another thread of the same process receives
+with `recv_into` into a buffer of its own. Nothing in Python that moves these bytes and waits for an
+answer can be faster, so it is what the other rows are measured by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from fastpdu.bench.errors import BenchError
+from fastpdu.bench.series import Instance
+
+__all__ = ["digests_received", "measure"]
+
+REPLY = bytes(100)
+_BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _read_file(path: str, view: memoryview) -> None:
+    """Read a file that is as long as `view`."""
+    if hasattr(os, "readv"):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            got = os.readv(descriptor, [view])
+        finally:
+            os.close(descriptor)
+    else:  # pragma: no cover - Windows
+        with open(path, "rb", buffering=0) as file:
+            got = file.readinto(view) or 0
+    if got != len(view):
+        raise BenchError(f"{path} changed while it was being measured")
+
+
+def _receive_exactly(connection: socket.socket, view: memoryview) -> None:
+    got = 0
+    size = len(view)
+    while got < size:
+        count = connection.recv_into(view[got:])
+        if not count:
+            raise BenchError("the connection of the floor ended early")
+        got += count
+
+
+def _exchange(instances: Sequence[Instance], on_received: Callable[[memoryview], object]) -> float:
+    """Send every file once; return the seconds it took."""
+    largest = max(item.size for item in instances)
+    failure: list[BaseException] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+
+        def serve() -> None:
+            try:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    view = memoryview(bytearray(largest))
+                    for item in instances:
+                        whole = view[: item.size]
+                        _receive_exactly(connection, whole)
+                        on_received(whole)
+                        connection.sendall(REPLY)
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=serve, name="floor-receiver", daemon=True)
+        thread.start()
+        with socket.create_connection(address) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            view = memoryview(bytearray(largest))
+            reply = memoryview(bytearray(len(REPLY)))
+            start = time.perf_counter()
+            for item in instances:
+                whole = view[: item.size]
+                _read_file(item.path, whole)
+                connection.sendall(whole)
+                _receive_exactly(connection, reply)
+            elapsed = time.perf_counter() - start
+        thread.join()
+    if failure:
+        raise failure[0]
+    return elapsed
+
+
+def measure(instances: Sequence[Instance]) -> float:
+    """Return the seconds that the files take."""
+    return _exchange(instances, len)
+
+
+def digests_received(instances: Sequence[Instance]) -> list[bytes]:
+    """Send the files and return the SHA-256 of what arrived of each; not for timing."""
+    digests: list[bytes] = []
+    _exchange(instances, lambda view: digests.append(hashlib.sha256(view).digest()))
+    return digests

@@ -1,0 +1,187 @@
+"""Both ends of an association in this process, over the transport that a row is about."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+import fastpdu
+from fastpdu.bench.errors import BenchError
+from fastpdu.bench.series import Instance
+
+__all__ = ["DEFAULT_PDU", "associate", "rides_fastpdu", "scp", "send", "transport"]
+
+DEFAULT_PDU = 16382
+TRANSPORTS = ("fastpdu", "stock")
+
+Handler = Callable[[Any], int]
+Contexts = Sequence[tuple[str, str]]
+
+
+@contextlib.contextmanager
+def transport(name: str) -> Iterator[None]:
+    """Choose the transport of the AEs that are made in the `with` block.
+
+    Parameters
+    ----------
+    name : str
+        "fastpdu" (with the options of the FASTPDU_* environment variables) or "stock".
+    """
+    if name == "stock":
+        if fastpdu.is_installed():
+            raise BenchError(
+                "stock pynetdicom cannot be measured while fastpdu is installed",
+                "run the benchmark without `fastpdu run` and without fastpdu.install()",
+            )
+        yield
+    else:
+        with fastpdu.installed(fastpdu.TransportOptions.from_environment()):
+            yield
+
+
+def rides_fastpdu(association: Association) -> bool:
+    """Return whether an association really uses the fast transport.
+
+    A row that says "fastpdu" and was measured over stock pynetdicom would be the worst of errors.
+    """
+    return type(association.dul).__module__.startswith("fastpdu")
+
+
+@contextlib.contextmanager
+def scp(
+    handler: Handler | None, contexts: Contexts = (), *, pdu: int = DEFAULT_PDU, maximum: int = 10
+) -> Iterator[int]:
+    """Run a storage and verification SCP on a free port.
+
+    Parameters
+    ----------
+    handler : callable or None
+        The EVT_C_STORE handler.
+    contexts : sequence of (SOP class, transfer syntax)
+        What is accepted beside Verification.
+    pdu : int
+        The maximum PDU length that is announced.
+    maximum : int
+        How many associations may be open at once.
+
+    Yields
+    ------
+    int
+        The port.
+    """
+    entity = AE(ae_title="BENCH-SCP")
+    entity.maximum_pdu_size = pdu
+    entity.maximum_associations = maximum
+    # Armed as in an application, but not so short that a busy machine ends a slow row.
+    entity.network_timeout = 600
+    entity.acse_timeout = 120
+    entity.dimse_timeout = 120
+    entity.add_supported_context(Verification)
+    for sop_class, syntax in contexts:
+        entity.add_supported_context(sop_class, syntax)
+    handlers: list[Any] = [] if handler is None else [(evt.EVT_C_STORE, handler)]
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    if server is None:
+        raise BenchError("the SCP did not start")
+    try:
+        yield int(server.socket.getsockname()[1])
+    finally:
+        entity.shutdown()
+
+
+def associate(
+    port: int,
+    contexts: Contexts = (),
+    *,
+    pdu: int = DEFAULT_PDU,
+    title: str = "BENCH-SCU",
+    fast: bool | None = None,
+) -> Association:
+    """Open an association to an SCP of `scp`.
+
+    Parameters
+    ----------
+    port : int
+        Where it listens.
+    contexts : sequence of (SOP class, transfer syntax)
+        What is proposed; nothing: Verification.
+    pdu : int
+        The maximum PDU length that is announced.
+    title : str
+        The calling AE title.
+    fast : bool, optional
+        Make sure that the association uses the fast transport, or that it does not.
+
+    Returns
+    -------
+    Association
+        It is established.
+    """
+    entity = AE(ae_title=title)
+    entity.network_timeout = 600
+    entity.acse_timeout = 120
+    entity.dimse_timeout = 120
+    for sop_class, syntax in contexts:
+        entity.add_requested_context(sop_class, syntax)
+    if not contexts:
+        entity.add_requested_context(Verification)
+    association = entity.associate("127.0.0.1", port, max_pdu=pdu)
+    if not association.is_established:
+        raise BenchError("the SCP did not accept the association")
+    accepted = {
+        (str(context.abstract_syntax), str(context.transfer_syntax[0]))
+        for context in association.accepted_contexts
+    }
+    missing = set(contexts) - accepted
+    if missing:
+        association.abort()
+        raise BenchError(f"the SCP did not accept {sorted(missing)[0]}")
+    if fast is not None and rides_fastpdu(association) != fast:
+        association.abort()
+        wrong, right = ("stock pynetdicom", "fastpdu") if fast else ("fastpdu", "stock pynetdicom")
+        raise BenchError(f"the association uses {wrong}, this row is about {right}")
+    return association
+
+
+def send(association: Association, instances: Sequence[Instance]) -> float:
+    """Send files one after the other, as a plain application does.
+
+    Parameters
+    ----------
+    association : Association
+        An established association.
+    instances : sequence of Instance
+        The files.
+
+    Returns
+    -------
+    float
+        The seconds from the first request to the last response.
+    """
+    paths = [instance.path for instance in instances]
+    start = time.perf_counter()
+    for path in paths:
+        status = association.send_c_store(path)
+        if not status or status.Status != 0x0000:
+            raise BenchError(f"{path} was not stored: {_describe(status)}")
+    return time.perf_counter() - start
+
+
+def _describe(status: Any) -> str:
+    return f"status 0x{status.Status:04X}" if status else "no response"
+
+
+def echo(association: Association, count: int) -> float:
+    """Send C-ECHO requests one after the other; return the seconds they took."""
+    start = time.perf_counter()
+    for _ in range(count):
+        status = association.send_c_echo()
+        if not status or status.Status != 0x0000:
+            raise BenchError(f"C-ECHO failed: {_describe(status)}")
+    return time.perf_counter() - start

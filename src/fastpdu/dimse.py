@@ -1,0 +1,254 @@
+"""The DIMSE service provider: whole messages instead of P-DATA primitives."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import TYPE_CHECKING, Any, cast
+
+from pydicom.filewriter import write_file_meta_info
+from pynetdicom import _config, _handlers, evt
+from pynetdicom import dimse as stock
+from pynetdicom.dimse_primitives import C_CANCEL, N_EVENT_REPORT
+from pynetdicom.dsutils import create_file_meta
+from pynetdicom.utils import make_target
+
+from fastpdu import dimse_messages as messages
+from fastpdu.dul import DULServiceProvider
+from fastpdu.transport import ROADS
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+    from pynetdicom.dimse import _QueueItem
+    from pynetdicom.dimse_primitives import DimsePrimitiveType
+    from pynetdicom.pdu_primitives import P_DATA
+
+    from fastpdu import engine
+
+LOGGER = logging.getLogger("pynetdicom.dimse")
+_HANDLERS_LOGGER = logging.getLogger("pynetdicom._handlers")
+_DECODING_LOGGER = logging.getLogger("pynetdicom.dsutils")
+
+_NO_SPLIT: frozenset[int] = frozenset()
+_SPLIT_STORE = frozenset({messages.C_STORE_RQ})
+MAX_CANCELS = 10
+
+
+class DIMSEServiceProvider(stock.DIMSEServiceProvider):
+    """pynetdicom's DIMSE service provider over the engine.
+
+    Parameters
+    ----------
+    assoc : pynetdicom.association.Association
+        The parent association.
+    """
+
+    takes_messages = True
+
+    def __init__(self, assoc: Association) -> None:
+        self._cancel_req: dict[int, C_CANCEL] = {}
+        # While a data set goes to a file: pynetdicom's temporary file, and its message
+        self.sink: Any = None
+        super().__init__(assoc)
+
+    @property
+    def cancel_req(self) -> dict[int, C_CANCEL]:  # type: ignore[override]
+        """C-CANCEL requests received, by the Message ID that they are for.
+
+        Reading it takes what the peer has sent by now: nobody else does while a handler runs.
+        """
+        dul = self.dul
+        if isinstance(dul, DULServiceProvider):
+            dul.poll_direct()
+        return self._cancel_req
+
+    @cancel_req.setter
+    def cancel_req(self, value: dict[int, C_CANCEL]) -> None:
+        self._cancel_req = value
+
+    # Receiving --------------------------------------------------------------------------------------------------
+
+    def get_msg(self, block: bool = False) -> _QueueItem:
+        """Return the next message; see pynetdicom. A caller that waits reads the socket itself."""
+        item = self._next()
+        if item is not None or not block:
+            return item or (None, None)
+        timeout = self.dimse_timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
+        dul = self.dul
+        if isinstance(dul, DULServiceProvider) and dul.enter_direct():
+            dul.read_direct(deadline, self._has_message)
+            item = self._next()
+            if item is not None:
+                return item
+        # Direct mode has ended, or never began: the reactor fills the queue
+        try:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            return cast("_QueueItem", self.msg_queue.get(timeout=left))
+        except queue.Empty:
+            return None, None
+
+    def _has_message(self) -> bool:
+        return not self.msg_queue.empty()
+
+    def _next(self) -> _QueueItem | None:
+        """Take the next message from the queue, None if there is none."""
+        try:
+            item = cast("_QueueItem", self.msg_queue.get_nowait())
+        except queue.Empty:
+            return None
+        dul = self.dul
+        if isinstance(dul, DULServiceProvider):
+            dul.message_taken()
+        return item
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Process a P-DATA primitive on the stock road; see pynetdicom."""
+        super().receive_primitive(primitive)
+        if self.message is None:
+            ROADS.count("stock_received")
+
+    def receive_message(self, message: engine.Message) -> None:
+        """Process a whole message from the engine, like `receive_primitive` the last of its P-DATA primitives.
+
+        Parameters
+        ----------
+        message : engine.Message
+            The message.
+        """
+        sink, self.sink = self.sink, None
+        if sink is not None:
+            sink[0].flush()
+        try:
+            primitive = self._to_primitive(message, sink)
+        except Exception as error:
+            LOGGER.error("Received an invalid DIMSE message")
+            LOGGER.exception(error)
+            _remove(sink)
+            self.dul.event_queue.put("Evt19")
+            return
+        if isinstance(primitive, C_CANCEL) and len(self._cancel_req) < MAX_CANCELS:
+            self._cancel_req[cast(int, primitive.MessageIDBeingRespondedTo)] = primitive
+        elif isinstance(primitive, N_EVENT_REPORT) and primitive.is_valid_request:
+            # At once, whatever the association is busy with
+            threading.Thread(
+                target=make_target(self.assoc._serve_request), args=(primitive, message.context_id)
+            ).start()
+        else:
+            self.msg_queue.put((message.context_id, primitive))
+
+    def _to_primitive(self, message: engine.Message, sink: Any) -> Any:
+        if sink is None and not self._is_watched(
+            evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler
+        ):
+            primitive = messages.to_primitive(message)
+            if primitive is not None:
+                return primitive
+        received = messages.to_received_stock_message(
+            message.context_id, message.command, message.data
+        )
+        if sink is not None:
+            received._data_set_file, received._data_set_path = sink
+        evt.trigger(self.assoc, evt.EVT_DIMSE_RECV, {"message": received})
+        primitive = received.message_to_primitive()
+        # Like pynetdicom: the command set stays with whoever kept the message, the data set does not
+        received.encoded_command_set = messages.BytesIO()
+        received.data_set = messages.BytesIO()
+        received._data_set_file = received._data_set_path = None
+        return primitive
+
+    def _is_watched(self, event: evt.EventType, default: Any) -> bool:
+        """Whether somebody sees the messages: a handler, or pynetdicom's own when it would log something."""
+        bound = cast("list[Any] | None", self.assoc._handlers.get(event))
+        if bound and (len(bound) > 1 or bound[0][0] is not default or _HANDLERS_LOGGER.isEnabledFor(logging.INFO)):
+            return True
+        return _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
+
+    # Data sets that go to a file as they arrive -------------------------------------------------------------------
+
+    def split_commands(self) -> frozenset[int]:
+        """Return the Command Fields whose data sets are to go to a file (`_config.STORE_RECV_CHUNKED_DATASET`)."""
+        return _SPLIT_STORE if _config.STORE_RECV_CHUNKED_DATASET else _NO_SPLIT
+
+    def open_sink(self, message: engine.Message) -> int:
+        """Open the temporary file for a data set that is about to come, with its file meta information.
+
+        Parameters
+        ----------
+        message : engine.Message
+            The message without its data set.
+
+        Returns
+        -------
+        int
+            A descriptor to write to, or -1 if the data set shall stay in memory: the message will be refused.
+        """
+        try:
+            command = messages.to_received_stock_message(message.context_id, message.command, None).command_set
+            context = self.assoc._accepted_cx[message.context_id]
+            meta = create_file_meta(
+                sop_class_uid=command.AffectedSOPClassUID,
+                sop_instance_uid=command.AffectedSOPInstanceUID,
+                transfer_syntax=context.transfer_syntax[0],
+            )
+        except Exception as error:
+            LOGGER.debug("The data set of this message cannot go to a file: %s", error)
+            return -1
+        file: Any = NamedTemporaryFile(delete=False, mode="wb", suffix=".dcm")
+        self.sink = (file, Path(file.name))
+        file.write(b"\x00" * 128)
+        file.write(b"DICM")
+        write_file_meta_info(file, meta)
+        file.flush()
+        return cast(int, file.fileno())
+
+    def drop_sink(self) -> None:
+        """Remove the temporary file of a message that will never be complete."""
+        sink, self.sink = self.sink, None
+        _remove(sink)
+
+    # Sending ----------------------------------------------------------------------------------------------------
+
+    def send_msg(self, primitive: DimsePrimitiveType, context_id: int) -> None:
+        """Encode and send a message; see pynetdicom. In direct mode the calling thread writes it."""
+        dul = self.dul
+        if not isinstance(dul, DULServiceProvider) or not dul.enter_direct():
+            self._send_stock(messages.to_stock_message(primitive, context_id), context_id)
+            return
+        if self._is_watched(evt.EVT_DIMSE_SENT, _handlers.standard_dimse_sent_handler):
+            message = messages.to_stock_message(primitive, context_id)
+            evt.trigger(self.assoc, evt.EVT_DIMSE_SENT, {"message": message})
+            if not dul.send_direct(context_id, messages.encode_stock_message(message)):
+                self._queue(message, context_id)
+            return
+        encoded = messages.encode_primitive(primitive, context_id)
+        if not dul.send_direct(context_id, encoded):
+            self._send_stock(messages.to_stock_message(primitive, context_id), context_id)
+
+    def _send_stock(self, message: Any, context_id: int) -> None:
+        """Send a message on the stock road."""
+        evt.trigger(self.assoc, evt.EVT_DIMSE_SENT, {"message": message})
+        self._queue(message, context_id)
+
+    def _queue(self, message: Any, context_id: int) -> None:
+        """Give a message to the DUL as P-DATA primitives."""
+        ROADS.count("stock_sent")
+        for primitive in message.encode_msg(context_id, self.maximum_pdu_size):
+            self.dul.send_pdu(primitive)
+
+
+def _remove(sink: Any) -> None:
+    """Close and delete a temporary file."""
+    if sink is None:
+        return
+    file, path = sink
+    try:
+        file.close()
+        os.unlink(path)
+    except OSError as error:
+        LOGGER.debug("A temporary file could not be removed: %s", error)

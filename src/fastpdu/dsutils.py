@@ -1,0 +1,252 @@
+"""Data sets to be sent: from a file as they are, or from memory without joining the pixel data to the rest."""
+
+from __future__ import annotations
+
+import os
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_dataset
+from pydicom.tag import Tag
+from pydicom.uid import UID
+from pynetdicom import _handlers, evt
+from pynetdicom.dimse_primitives import C_STORE
+
+from fastpdu import engine
+from fastpdu.dimse_messages import BufferList
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContext
+
+# A Part 10 file's meta information and the elements up to (0008,0018) fit into this
+HEAD_BYTES = 4096
+# From this size on it is worth the trouble not to copy the pixel data
+MIN_UNJOINED = 64 * 1024
+PIXEL_DATA = Tag(0x7FE0, 0x0010)
+UNDEFINED_LENGTH = 0xFFFFFFFF
+SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
+_STATUS = Tag(0x0000, 0x0900)
+
+
+class StoreSource:
+    """Where the data set of a C-STORE request comes from, and the context that it is sent under.
+
+    Attributes
+    ----------
+    sop_class, sop_instance : pydicom.uid.UID
+        What the data set is.
+    context_id : int
+        The presentation context ID.
+    path : tuple of (Path, int) or None
+        The file, and the offset of the data set in it.
+    buffer : io.BytesIO or None
+        The encoded data set, if it does not come from a file.
+    """
+
+    __slots__ = ("buffer", "context_id", "path", "sop_class", "sop_instance")
+
+    def __init__(
+        self,
+        sop_class: UID | str,
+        sop_instance: UID | str,
+        context_id: int,
+        path: tuple[Path, int] | None = None,
+        buffer: BytesIO | None = None,
+    ) -> None:
+        self.sop_class = sop_class
+        self.sop_instance = sop_instance
+        self.context_id = context_id
+        self.path = path
+        self.buffer = buffer
+
+
+def store_source(assoc: Association, dataset: Any, *, chunked: bool) -> StoreSource | None:
+    """Find out how a data set can be sent without conversion.
+
+    Parameters
+    ----------
+    assoc : pynetdicom.association.Association
+        An established association.
+    dataset : str, PathLike or pydicom.dataset.Dataset
+        What `send_c_store` was given.
+    chunked : bool
+        Whether `_config.STORE_SEND_CHUNKED_DATASET` is set: the file meta information then says what the file holds.
+
+    Returns
+    -------
+    StoreSource or None
+        None where pynetdicom's own code has to do it, or to say what is wrong.
+    """
+    if isinstance(dataset, Dataset):
+        return _from_dataset(assoc, dataset)
+    if chunked or not _user_watches_sending(assoc):
+        return _from_file(assoc, dataset, chunked)
+    return None
+
+
+def _user_watches_sending(assoc: Association) -> bool:
+    """Whether somebody sees the messages sent, who may want to see their data sets."""
+    bound = cast("list[Any] | None", assoc._handlers.get(evt.EVT_DIMSE_SENT))
+    return bool(bound) and (
+        len(cast("list[Any]", bound)) > 1
+        or cast("list[Any]", bound)[0][0] is not _handlers.standard_dimse_sent_handler
+    )
+
+
+def _from_file(assoc: Association, path: Any, chunked: bool) -> StoreSource | None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            head = file.read(HEAD_BYTES)
+    except (OSError, TypeError, ValueError):
+        # pynetdicom raises what its users know
+        return None
+    found = engine.read_part10(head)
+    if found is None:
+        return None
+    sop_class = found.media_sop_class if chunked else found.sop_class
+    sop_instance = found.media_sop_instance if chunked else found.sop_instance
+    if sop_class is None or sop_instance is None:
+        return None
+    context = exact_context(assoc, sop_class, found.transfer_syntax)
+    if context is None:
+        return None
+    return StoreSource(
+        cast(UID, context.abstract_syntax), sop_instance, cast(int, context.context_id), (Path(path), found.offset)
+    )
+
+
+def exact_context(
+    assoc: Association, sop_class: str, transfer_syntax: str
+) -> PresentationContext | None:
+    """Return the accepted context that `Association._get_valid_context` would choose for an exact match.
+
+    Parameters
+    ----------
+    assoc : pynetdicom.association.Association
+        The association.
+    sop_class, transfer_syntax : str
+        The UIDs.
+
+    Returns
+    -------
+    pynetdicom.presentation.PresentationContext or None
+        None if there is none with exactly these, for the SCU role.
+    """
+    best: PresentationContext | None = None
+    for context in list(assoc._accepted_cx.values()):
+        if (
+            context.abstract_syntax == sop_class
+            and context.as_scu is True
+            and context.transfer_syntax[0] == transfer_syntax
+            and (best is None or cast(int, context.context_id) < cast(int, best.context_id))
+        ):
+            best = context
+    return best
+
+
+def _from_dataset(assoc: Association, dataset: Dataset) -> StoreSource | None:
+    """Split a data set with uncompressed or encapsulated pixel data around it."""
+    try:
+        sop_class, sop_instance = dataset.SOPClassUID, dataset.SOPInstanceUID
+        transfer_syntax = dataset.file_meta.TransferSyntaxUID
+    except AttributeError:
+        return None
+    if transfer_syntax.is_private or transfer_syntax.is_deflated:
+        return None
+    encoding = (transfer_syntax.is_implicit_VR, transfer_syntax.is_little_endian)
+    if _encoding_of(dataset) not in (encoding, (None, None)):
+        return None
+    context = exact_context(assoc, sop_class, transfer_syntax)
+    if context is None:
+        return None
+    buffers = encode_unjoined(dataset, *encoding)
+    if buffers is None:
+        return None
+    return StoreSource(sop_class, sop_instance, cast(int, context.context_id), buffer=BufferList(buffers))
+
+
+def _encoding_of(dataset: Dataset) -> tuple[bool | None, bool | None]:
+    """Return how pynetdicom takes a data set to be encoded."""
+    original = dataset.original_encoding
+    return (
+        dataset.is_implicit_VR if original[0] is None else original[0],
+        dataset.is_little_endian if original[1] is None else original[1],
+    )
+
+
+def encode_unjoined(dataset: Dataset, implicit: bool, little: bool) -> list[Any] | None:
+    """Encode a data set like `pynetdicom.dsutils.encode`, leaving the pixel data where it is.
+
+    Parameters
+    ----------
+    dataset : pydicom.dataset.Dataset
+        The data set.
+    implicit, little : bool
+        The encoding.
+
+    Returns
+    -------
+    list of bytes-like or None
+        The buffers that together are the encoded data set. None if it has no large pixel data as its last element,
+        or anything about it is unusual.
+    """
+    if PIXEL_DATA not in dataset or not little or max(dataset.keys()) != PIXEL_DATA:
+        return None
+    element = dataset.get_item(PIXEL_DATA)
+    value = element.value
+    if not isinstance(value, bytes) or len(value) < MIN_UNJOINED:
+        return None
+    vr = element.VR
+    if isinstance(element, RawDataElement):
+        undefined = element.length == UNDEFINED_LENGTH
+        if element.is_implicit_VR != implicit or not element.is_little_endian:
+            return None
+    else:
+        undefined = cast(DataElement, element).is_undefined_length
+    encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
+    if undefined != encapsulated or (not implicit and vr not in ("OB", "OW")):
+        return None
+    if encapsulated and not value.startswith(b"\xfe\xff\x00\xe0"):
+        return None
+    stream = DicomBytesIO()
+    stream.is_implicit_VR = implicit
+    stream.is_little_endian = little
+    try:
+        write_dataset(stream, dataset[:PIXEL_DATA])
+    except Exception:
+        # pynetdicom will try the whole data set, and log what is wrong
+        return None
+    head = cast(Any, stream).parent.getvalue()
+    padding = b"\x00" if len(value) % 2 else b""
+    length = UNDEFINED_LENGTH if undefined else len(value) + len(padding)
+    if length > UNDEFINED_LENGTH - 1 and not undefined:
+        return None
+    tag = b"\xe0\x7f\x10\x00"
+    if implicit:
+        header = tag + length.to_bytes(4, "little")
+    else:
+        header = tag + vr.encode("ascii") + b"\x00\x00" + length.to_bytes(4, "little")
+    return [head + header, value, padding + (SEQUENCE_DELIMITER if undefined else b"")]
+
+
+def has_optional_status(response: C_STORE) -> bool:
+    """Whether a response carries more about its status than the status."""
+    return any(getattr(response, keyword, None) is not None for keyword in C_STORE.STATUS_OPTIONAL_KEYWORDS)
+
+
+def status_dataset(status: int) -> Dataset:
+    """Return a data set with nothing but a *Status* (0000,0900).
+
+    Its element is made when somebody looks at it.
+    """
+    return Dataset({_STATUS: RawDataElement(_STATUS, "US", 2, status.to_bytes(2, "little"), 0, False, True)})
+
+
+def file_name(path: Any) -> str:
+    """Return a path as text, for messages."""
+    return os.fspath(path) if not isinstance(path, bytes) else os.fsdecode(path)

@@ -1,0 +1,206 @@
+"""The socket: tuning, the engine's connection for an association, and the server's accept path.
+
+Replaces what ``pynetdicom.transport`` does with sockets; `AssociationSocket` itself stays pynetdicom's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+import weakref
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from pynetdicom import transport as stock
+
+from fastpdu import engine
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+
+    from fastpdu.options import TransportOptions
+
+LOGGER = logging.getLogger("fastpdu.transport")
+
+
+def tune(sock: socket.socket, options: TransportOptions) -> None:
+    """Set the socket options of an association.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        The socket, connected or not.
+    options : TransportOptions
+        What to set.
+
+    Raises
+    ------
+    OSError
+        If the system refuses an option that was asked for; the message names it.
+    """
+    if options.nodelay:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            # Not TCP (a Unix socket, a test double) or closed by the peer already: nothing to tune
+            LOGGER.debug("TCP_NODELAY cannot be set on %r", sock)
+    for name, number in (("send_buffer", socket.SO_SNDBUF), ("receive_buffer", socket.SO_RCVBUF)):
+        size = getattr(options, name)
+        if size is not None:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, number, size)
+            except OSError as error:
+                raise OSError(error.errno, f"the system refuses {name}={size}: {error.strerror}") from error
+
+
+def tunable(sock: object) -> bool:
+    """Whether `sock` is a real socket: tests and applications put other objects in its place."""
+    return isinstance(sock, socket.socket) and sock.fileno() >= 0
+
+
+def connection_for(sock: socket.socket, options: TransportOptions) -> engine.Connection:
+    """Return the engine's connection over a connected socket.
+
+    Parameters
+    ----------
+    sock : socket.socket
+        A connected socket, plain or TLS.
+    options : TransportOptions
+        The limits to set.
+
+    Returns
+    -------
+    engine.Connection
+        The connection.
+    """
+    connection = engine.connect(sock)
+    connection.quickack = options.quickack
+    connection.max_message = options.max_message
+    ROADS.follow(connection)
+    return connection
+
+
+class Roads:
+    """Counts the messages of this process by the road that they took."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ended: Counter[str] = Counter()
+        self._live: weakref.WeakSet[engine.Connection] = weakref.WeakSet()
+
+    def follow(self, connection: engine.Connection) -> None:
+        """Count the messages of `connection` from now on."""
+        with self._lock:
+            self._live.add(connection)
+
+    def end(self, connection: engine.Connection) -> None:
+        """Keep the counts of a connection that ends."""
+        with self._lock:
+            if connection in self._live:
+                self._live.discard(connection)
+                self._ended["fast_sent"] += connection.messages_sent
+                self._ended["fast_received"] += connection.messages_received
+
+    def count(self, road: str) -> None:
+        """Count a message that took the stock road."""
+        with self._lock:
+            self._ended[road] += 1
+
+    def totals(self) -> dict[str, int]:
+        """Return the counts so far."""
+        with self._lock:
+            live = list(self._live)
+            found = {
+                name: self._ended[name]
+                for name in ("fast_sent", "stock_sent", "fast_received", "stock_received")
+            }
+        found["fast_sent"] += sum(c.messages_sent for c in live)
+        found["fast_received"] += sum(c.messages_received for c in live)
+        return found
+
+
+ROADS = Roads()
+
+
+def road_counters() -> dict[str, int]:
+    """Return how many DIMSE messages this process moved, by direction and road.
+
+    Returns
+    -------
+    dict of str to int
+        ``fast_sent``, ``stock_sent``, ``fast_received`` and ``stock_received``. The stock road is pynetdicom's own,
+        PDU by PDU, taken while somebody watches the PDUs of an association (docs/switching-on.md).
+    """
+    return ROADS.totals()
+
+
+# TLS handshakes off the accept path -----------------------------------------------------------------------------
+
+
+def accept(server: stock.AssociationServer) -> tuple[socket.socket, Any]:
+    """Accept a connection without waiting for its TLS handshake: `AssociationServer.get_request`."""
+    client, address = server.socket.accept()  # type: ignore[union-attr]
+    if server.ssl_context:
+        client = server.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+    return client, address
+
+
+def handshake(server: stock.AssociationServer, client: object) -> bool:
+    """Do the TLS handshake of an accepted connection, within the AE's ACSE timeout.
+
+    Parameters
+    ----------
+    server : pynetdicom.transport.AssociationServer
+        The server that accepted it.
+    client : socket.socket
+        The connection; a plain one needs nothing.
+
+    Returns
+    -------
+    bool
+        False if it failed; the connection is then closed.
+    """
+    if not isinstance(client, ssl.SSLSocket):
+        return True
+    try:
+        client.settimeout(server.ae.acse_timeout)
+        client.do_handshake()
+        client.settimeout(None)
+    except (OSError, ValueError) as error:
+        LOGGER.warning("TLS handshake with a requestor failed: %s", error)
+        server.shutdown_request(client)
+        return False
+    return True
+
+
+def finish_request(server: stock.AssociationServer, client: Any, address: Any) -> None:
+    """Hand an accepted connection to the request handler once it is secured: `AssociationServer.finish_request`."""
+    if isinstance(client, ssl.SSLSocket) and not isinstance(server, stock.ThreadingMixIn):
+        # This server has no thread per request: a silent peer must not stop the others
+        threading.Thread(target=_secure_and_handle, args=(server, client, address), daemon=True).start()
+    else:
+        _secure_and_handle(server, client, address)
+
+
+def _secure_and_handle(server: stock.AssociationServer, client: Any, address: Any) -> None:
+    if handshake(server, client):
+        server.RequestHandlerClass(client, address, server)
+
+
+class ServerMixin:
+    """An association server that does not wait for a peer while it accepts the next one."""
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection; see `accept`."""
+        return accept(self)  # type: ignore[arg-type]
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection; see `finish_request`."""
+        finish_request(self, request, client_address)  # type: ignore[arg-type]
+
+
+def upgradable(assoc: Association) -> bool:
+    """Whether the transport of an association can still be replaced: nothing has been started."""
+    return not assoc._started_dul and not assoc.dul.is_alive()

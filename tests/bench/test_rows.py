@@ -1,0 +1,241 @@
+"""What a row measures, and that it notices when a byte is lost. No time is asserted."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import fastpdu
+from fastpdu.bench import associations, child, floor, idle, memory, pair, peers, verify
+from fastpdu.bench.errors import BenchError
+from fastpdu.bench.series import Instance, Series, make_series, read_series
+
+needs_dcmtk = pytest.mark.skipif(peers.find_dcmtk() is None, reason="needs DCMTK")
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
+    directory = tmp_path_factory.mktemp("rows")
+    return Series(directory, tuple(make_series(directory, 4, rows=64, columns=64)), made=True)
+
+
+def _event(instance: Instance, data: bytes | None = None) -> Any:
+    import io
+
+    content = instance.data_set() if data is None else data
+    request = SimpleNamespace(
+        DataSet=io.BytesIO(content), AffectedSOPInstanceUID=instance.sop_instance
+    )
+    return SimpleNamespace(request=request)
+
+
+def test_floor_moves_every_byte(series: Series) -> None:
+    import hashlib
+
+    expected = [hashlib.sha256(Path(i.path).read_bytes()).digest() for i in series.instances]
+    assert floor.digests_received(series.instances) == expected
+    assert floor.measure(series.instances) > 0
+
+
+def test_floor_notices_a_file_that_shrank(series: Series, tmp_path: Path) -> None:
+    path = tmp_path / "short"
+    path.write_bytes(b"x")
+    wrong = Instance(str(path), 100, 0, "", "", "")
+    with pytest.raises(BenchError, match="changed"):
+        floor.measure([wrong])
+
+
+@pytest.mark.parametrize("name", pair.TRANSPORTS)
+def test_store_rows_verify_and_measure(series: Series, name: str) -> None:
+    verifier, touch = verify.Verifier(series.instances), verify.Touch()
+    for handler in (verifier, touch):
+        with pair.transport(name), pair.scp(handler, series.contexts) as port:
+            association = pair.associate(port, series.contexts, fast=name == "fastpdu")
+            assert pair.send(association, series.instances) > 0
+            association.release()
+    assert verifier.finish() == "SHA-256 of 4"
+    touch.check(verifier.samples)
+
+
+@pytest.mark.parametrize("name", pair.TRANSPORTS)
+def test_echo(name: str) -> None:
+    with pair.transport(name), pair.scp(None) as port:
+        association = pair.associate(port)
+        assert pair.echo(association, 3) > 0
+        association.release()
+
+
+def test_row_over_the_wrong_transport_is_an_error() -> None:
+    with pair.transport("stock"), pair.scp(None) as port:
+        with pytest.raises(BenchError, match="this row is about fastpdu"):
+            pair.associate(port, fast=True)
+
+
+def test_stock_row_refuses_an_installed_transport() -> None:
+    with fastpdu.installed():
+        with pytest.raises(BenchError, match="installed"), pair.transport("stock"):
+            pass
+
+
+def test_refused_image_is_an_error(series: Series) -> None:
+    with pair.transport("stock"), pair.scp(lambda event: 0xA700, series.contexts) as port:
+        association = pair.associate(port, series.contexts)
+        with pytest.raises(BenchError, match="0xA700"):
+            pair.send(association, series.instances)
+        association.release()
+
+
+def test_verifier_notices_what_is_wrong(series: Series) -> None:
+    good = series.instances[0]
+    data = good.data_set()
+    changed = bytes([data[-1] ^ 1])
+    for event in (
+        _event(good, data[:-1] + changed),
+        _event(good, data[:-2]),
+        _event(series.instances[1]),
+        _event(good, b""),
+    ):
+        verifier = verify.Verifier([good])
+        verifier(event)
+        with pytest.raises(BenchError):
+            verifier.finish()
+    verifier = verify.Verifier([good])
+    with pytest.raises(BenchError, match="0 of 1"):
+        verifier.finish()
+    verifier(_event(good))
+    verifier(_event(good))
+    with pytest.raises(BenchError, match="more images"):
+        verifier.finish()
+
+
+def test_verifier_accepts_the_same_elements_in_another_encoding(series: Series) -> None:
+    good = series.instances[0]
+    data = good.data_set()
+    # A group length in front is another encoding of the same data set.
+    other = b"\x08\x00\x00\x00UL\x04\x00\x00\x00\x00\x00" + data
+    assert verify.same_data_set(other, good) == "elements"
+    assert verify.same_data_set(data, good) == "digest"
+    verifier = verify.Verifier([good])
+    verifier(_event(good, other))
+    assert "1 of them re-encoded" in verifier.finish()
+
+
+def test_touch_notices_what_is_wrong(series: Series) -> None:
+    expected = [verify.touch(i.data_set()) for i in series.instances]
+    touch = verify.Touch()
+    for instance in series.instances:
+        assert touch(_event(instance)) == 0
+    touch.check(expected)
+    touch.samples[2] = verify.touch(b"something else")
+    with pytest.raises(BenchError, match="image 3"):
+        touch.check(expected)
+    del touch.samples[2]
+    with pytest.raises(BenchError, match="3 of 4"):
+        touch.check(expected)
+
+
+@pytest.mark.interop
+@needs_dcmtk
+@pytest.mark.parametrize("environment", [{}, peers.NODELAY])
+def test_dcmtk_moves_every_byte(
+    series: Series, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    tools = peers.find_dcmtk()
+    assert tools is not None
+    with peers.linked(series.instances) as links:
+        with peers.storescp(tools, tmp_path, environment=environment) as port:
+            assert peers.storescu(tools, port, links, environment=environment) > 0
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=2).close()
+    assert peers.verify_received(tmp_path, series.instances) == "SHA-256 of 4"
+    lost = next(iter(tmp_path.iterdir()))
+    before = peers.contents(tmp_path)
+    lost.unlink()
+    assert peers.contents(tmp_path) != before
+    with pytest.raises(BenchError, match="did not arrive"):
+        peers.verify_received(tmp_path, series.instances)
+
+
+@pytest.mark.interop
+@needs_dcmtk
+def test_dcmtk_that_fails_says_why(tmp_path: Path) -> None:
+    tools = peers.find_dcmtk()
+    assert tools is not None
+    with pytest.raises(BenchError, match="storescu failed: ."):
+        peers.storescu(tools, peers.free_port(), tmp_path)
+    with pytest.raises(BenchError, match="storescp did not start: ."):
+        with peers.storescp(tools, tmp_path / "missing"):
+            pass
+
+
+def test_other_programs_of_that_name_are_not_dcmtk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.name != "posix":
+        pytest.skip("needs shell scripts")
+    for name in ("storescu", "storescp"):
+        script = tmp_path / name
+        script.write_text("#!/bin/sh\necho 'storescp 5.31.0'\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert peers.find_dcmtk() is None
+
+
+def test_child_answers_and_fails_loudly() -> None:
+    assert child.call(os.path.basename, "a/b") == "b"
+    with pytest.raises(BenchError, match="FileNotFoundError"):
+        child.call(os.stat, "/no/such/file")
+    with pytest.raises(BenchError, match="exit status 3"):
+        child.call(os._exit, 3)
+
+
+@pytest.mark.parametrize("name", pair.TRANSPORTS)
+def test_idle_associations_are_counted(name: str) -> None:
+    got = child.call(idle.idle, name, 2, 0.2)
+    assert got["wall"] >= 0.2
+    assert got["cpu"] >= 0
+    assert got["threads"] >= 0
+
+
+def test_associations_deliver_what_each_was_given(series: Series) -> None:
+    shares = associations._shares(series, 3, 2)
+    with child.child(associations.receiver, "fastpdu", series.contexts, 10) as scp:
+        port = scp.receive()
+        scp.ask("digest")
+        assert associations.send_all("fastpdu", port, series.contexts, shares) > 0
+        got = scp.ask("report")
+        scp.send("stop")
+    wanted = [[associations.digest(i.data_set()) for i in share] for share in shares]
+    associations._check(got, wanted)
+    got[associations.title_of(1)].reverse()
+    with pytest.raises(BenchError, match="association 2 arrived changed"):
+        associations._check(got, wanted)
+    del got[associations.title_of(0)]
+    with pytest.raises(BenchError, match="0 of 2 images of association 1"):
+        associations._check(got, wanted)
+
+
+def test_memory_of_a_receiver(tmp_path: Path) -> None:
+    make_series(tmp_path, memory.FIRST + 2, rows=8, columns=8)
+    figures = memory.measure("fastpdu", read_series(tmp_path))
+    assert figures["images"] == memory.FIRST + 2
+    assert figures["peak"] >= figures["level"] * 0.9 > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_peak_forgets_what_was_before() -> None:
+    block = b"x" * (64 << 20)
+    with_block = memory.resident()
+    del block
+    memory.reset_peak()
+    before = memory.peak()
+    assert before < with_block - (32 << 20)
+    block = b"x" * (64 << 20)
+    del block
+    assert memory.peak() > before + (32 << 20)

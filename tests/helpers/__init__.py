@@ -1,0 +1,1 @@
+"""What the twin, interop and fault tests share: both ends, raw peers, data, processes."""
