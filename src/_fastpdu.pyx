@@ -10,6 +10,7 @@ the GIL and returns one of the ``R_*`` codes below; the ``def`` methods turn tho
 """
 
 import errno
+import operator
 import os
 import threading
 
@@ -88,6 +89,7 @@ cdef enum:
     WINDOW = 1024 * 1024  # bytes that one scattering read may take beyond the current fragment
     SINK = 256 * 1024  # bytes gathered before a write to the sink
     READ_CHUNK = 256 * 1024  # bytes of a file in flight between pread and sendmsg
+    SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
     STAGE = 64 * 1024  # bytes of one write of the socket-object backend
     FIRST_DATA = 16 * 1024  # first allocation for a data set whose size cannot be guessed
     MAX_GUESS = 64 * 1024 * 1024
@@ -240,6 +242,14 @@ cdef class Outgoing:
         free(self.views)
 
 
+cdef void close_ends(int *ends) noexcept:
+    """Close both ends of a wake-up; they may be one descriptor."""
+    if ends[1] != ends[0]:
+        fp_close(ends[1])
+    fp_close(ends[0])
+    ends[0] = ends[1] = -1
+
+
 cdef class Connection:
     """PDU framing over one connected stream socket: see docs/engine.md.
 
@@ -262,6 +272,7 @@ cdef class Connection:
     # The descriptor that is polled (and, in FdConnection, read and written)
     cdef int fd
     cdef int wake_ends[2]
+    cdef int cancel_ends[2]  # made when a send may block for the first time
     cdef int users  # blocked calls; the last one closes
     cdef bint closing
     cdef bint wake_pending
@@ -304,7 +315,7 @@ cdef class Connection:
 
     # Sending
     cdef object send_lock
-    cdef int out_count, out_heads_count
+    cdef int out_at, out_count, out_heads_count
     cdef fp_iov out_iov[IOVS]
     cdef unsigned char out_heads[HEAD * IOVS]
     cdef unsigned char *chunk
@@ -318,7 +329,7 @@ cdef class Connection:
 
     def __cinit__(self, *args, **kwargs):
         self.fd = -1
-        self.wake_ends[0] = self.wake_ends[1] = -1
+        self.wake_ends[0] = self.wake_ends[1] = self.cancel_ends[0] = self.cancel_ends[1] = -1
         self.sink = -1
         self.c_pdu_timeout = -1
         self.c_split = frozenset()
@@ -352,15 +363,11 @@ cdef class Connection:
         self.data = NULL
 
     cdef void _release(self) noexcept:
-        cdef int i
         if self.fd >= 0:
             fp_close(self.fd)
             self.fd = -1
-        if self.wake_ends[1] != self.wake_ends[0]:
-            fp_close(self.wake_ends[1])
-        fp_close(self.wake_ends[0])
-        for i in range(2):
-            self.wake_ends[i] = -1
+        close_ends(self.wake_ends)
+        close_ends(self.cancel_ends)
         self.is_closed = True
 
     # ------------------------------------------------------------------------------- backend
@@ -372,11 +379,33 @@ cdef class Connection:
         """Write from the vectors without blocking: bytes taken, or a negative errno."""
         return -ENOSYS
 
-    cdef int _poll(self, int events, bint with_wake, int64_t timeout) noexcept nogil:
-        return fp_poll(self.fd, events, self.wake_ends[0] if with_wake else -1, timeout)
+    cdef int _poll(self, int events, int64_t timeout) noexcept nogil:
+        """Wait for FP_IN, which a wake-up ends, or for FP_OUT, which a cancellation ends: see fp_poll."""
+        return fp_poll(self.fd, events, self.wake_ends[0] if events & FP_IN else self.cancel_ends[0], timeout)
 
     cdef void _set_wake(self) noexcept:
         fp_wake_set(self.wake_ends[1])
+
+    cdef int _make_cancellable(self) except -1:
+        """A send may block now: let `cancel` reach it."""
+        if FP_HAVE_FD and self.cancel_ends[0] < 0 and not self.closing:
+            status = fp_wake_new(self.cancel_ends)
+            if status < 0:
+                raise OSError(-status, os.strerror(-status))
+        return 0
+
+    cdef void _set_cancel(self) noexcept:
+        if self.cancel_ends[1] >= 0:
+            fp_wake_set(self.cancel_ends[1])
+
+    cdef void _clear_cancel(self) noexcept:
+        if self.cancelled and self.cancel_ends[0] >= 0:
+            fp_wake_clear(self.cancel_ends[0])
+        self.cancelled = False
+
+    cdef bint _half_written(self) noexcept:
+        """Whether the backend insists on the bytes that it was last offered (TLS)."""
+        return False
 
     cdef void _clear_wake(self) noexcept:
         fp_wake_clear(self.wake_ends[0])
@@ -433,9 +462,9 @@ cdef class Connection:
 
     cdef tuple _progress(self):
         """Return the (received, expected) bytes of the PDU in progress."""
-        if self.pdu_left or self.in_fragment:
-            return 6 + self.pdu_length - self.pdu_left, 6 + self.pdu_length
         cdef size_t n = self.ahead_end - self.ahead_at
+        if self.pdu_left:
+            return 6 + self.pdu_length - self.pdu_left + n, 6 + self.pdu_length
         if n == 0:
             return 0, 0
         if n < 6:
@@ -459,7 +488,7 @@ cdef class Connection:
         if self.quickack and self.did_read:
             fp_quickack(self.fd)
             self.did_read = False
-        ready = self._poll(FP_IN, True, timeout)
+        ready = self._poll(FP_IN, timeout)
         if ready < 0:
             return self._failed(ready)
         if ready & FP_WAKE:
@@ -467,30 +496,12 @@ cdef class Connection:
         return R_READY if ready else R_TIMEOUT
 
     cdef int _wait_writable(self, int64_t timeout) noexcept nogil:
-        cdef int ready
-        cdef int64_t slice
-        cdef int64_t until = -1 if timeout < 0 else fp_now() + timeout
-        while True:
-            ready = self._poll(FP_OUT, True, left(until))
-            if self.cancelled or self.closing:
-                return R_CANCELLED
-            if ready < 0:
-                return self._failed(ready)
-            if ready & FP_OUT:
-                return R_READY
-            if ready == 0:
-                return R_TIMEOUT
-            # A wake-up meant for the reader, who will clear it in a moment.
-            slice = left(until)
-            if slice < 0 or slice > 2000000:
-                slice = 2000000
-            ready = self._poll(FP_OUT, False, slice)
-            if ready < 0:
-                return self._failed(ready)
-            if ready & FP_OUT:
-                return R_READY
-            if until >= 0 and left(until) == 0:
-                return R_TIMEOUT
+        cdef int ready = self._poll(FP_OUT, timeout)
+        if self.cancelled or self.closing:
+            return R_CANCELLED
+        if ready < 0:
+            return self._failed(ready)
+        return R_READY if ready else R_TIMEOUT
 
     cdef int _woken(self) except -1:
         """Consume a wake-up."""
@@ -661,8 +672,8 @@ cdef class Connection:
             return R_OK
         if p[0] == 0 or p[0] > 7:
             return self._broke(1, "unrecognised PDU type")
-        if length != 4:
-            return self._broke(6, "PDU of a fixed length with another length")
+        if length > 4:
+            return self._broke(6, "PDU of a fixed length that is longer")
         return R_OK
 
     cdef int _pdu_header(self) noexcept nogil:
@@ -746,7 +757,7 @@ cdef class Connection:
             length = p[at + 4] | (<uint32_t>p[at + 5] << 8) | (<uint32_t>p[at + 6] << 16) | (<uint32_t>p[at + 7] << 24)
             at += 8
             if length > self.command_len - at:
-                break
+                return self._broke(6, "command set cannot be read")
             if length >= 2:
                 if tag == 0x0100:
                     field = p[at] | (p[at + 1] << 8)
@@ -986,7 +997,7 @@ cdef class Connection:
                 continue
             if code != R_ERRNO or self.failure != EAGAIN:
                 return code
-            idle = not self.in_msg and self.pdu_left == 0 and self.ahead_at == self.ahead_end
+            idle = not self._in_progress()
             if idle:
                 self.pdu_began = 0
                 until = deadline
@@ -1005,6 +1016,10 @@ cdef class Connection:
             if code == R_TIMEOUT and not idle:
                 return self._broke(0, "the peer stalled in the middle of a message")
             return code
+
+    cdef bint _in_progress(self) noexcept nogil:
+        """Whether a PDU or message has begun."""
+        return self.in_msg or self.pdu_left > 0 or self.ahead_at != self.ahead_end
 
     cdef int _grow(self) except -1:
         """Make room for more of the data set: as much again as has arrived."""
@@ -1088,13 +1103,15 @@ cdef class Connection:
         cdef int code
         self._enter()
         try:
+            # What is there already, up to the data set: that cannot block, and is not much
+            code = self._advance(deadline, False)
             while True:
-                with nogil:
-                    code = self._advance(deadline, block)
                 if code == R_MESSAGE:
                     return self._take()
                 if code == R_GROW:
                     self._grow()
+                elif code == R_TIMEOUT and block and (deadline < 0 or left(deadline) > 0 or self._in_progress()):
+                    pass
                 elif self.closing:
                     raise OSError(errno.EBADF, "the connection is closed")
                 elif code == R_WAKE:
@@ -1108,6 +1125,8 @@ cdef class Connection:
                     return PARTIAL
                 else:
                     self._raise(code)
+                with nogil:
+                    code = self._advance(deadline, block)
         finally:
             self._leave()
 
@@ -1191,25 +1210,30 @@ cdef class Connection:
         self.drop_message()
 
     # ------------------------------------------------------------------------------- sending
+    cdef int64_t _write_once(self) noexcept nogil:
+        """Offer the vectors to the kernel once: bytes taken, or a negative errno."""
+        cdef int64_t r = self._sendv(&self.out_iov[self.out_at], self.out_count - self.out_at)
+        cdef int64_t rest = r
+        self.send_calls += 1
+        if r <= 0:
+            return r
+        self.bytes_sent += <uint64_t>r
+        self.out_sent += <uint64_t>r
+        while self.out_at < self.out_count and <size_t>rest >= self.out_iov[self.out_at].iov_len:
+            rest -= <int64_t>self.out_iov[self.out_at].iov_len
+            self.out_at += 1
+        if self.out_at < self.out_count:
+            self.out_iov[self.out_at].iov_base = <char *>self.out_iov[self.out_at].iov_base + rest
+            self.out_iov[self.out_at].iov_len -= <size_t>rest
+        return r
+
     cdef int _flush(self, int64_t patience) noexcept nogil:
         """Hand the vectors to the kernel; `patience` ns without progress are too long (negative: never)."""
-        cdef int at = 0
-        cdef int n = self.out_count
         cdef int64_t r
         cdef int code
-        self.out_count = self.out_heads_count = 0
-        while at < n:
-            r = self._sendv(&self.out_iov[at], n - at)
-            self.send_calls += 1
+        while self.out_at < self.out_count:
+            r = self._write_once()
             if r >= 0:
-                self.bytes_sent += <uint64_t>r
-                self.out_sent += <uint64_t>r
-                while at < n and <size_t>r >= self.out_iov[at].iov_len:
-                    r -= <int64_t>self.out_iov[at].iov_len
-                    at += 1
-                if at < n:
-                    self.out_iov[at].iov_base = <char *>self.out_iov[at].iov_base + r
-                    self.out_iov[at].iov_len -= <size_t>r
                 continue
             if r == -EAGAIN:
                 code = self._wait_writable(patience)
@@ -1221,8 +1245,13 @@ cdef class Connection:
                 code = self._run_signal_handlers()
                 if code == R_OK:
                     continue
+            self._clear_vectors()
             return code
+        self._clear_vectors()
         return R_OK
+
+    cdef void _clear_vectors(self) noexcept nogil:
+        self.out_at = self.out_count = self.out_heads_count = 0
 
     cdef int _run_signal_handlers(self) noexcept nogil:
         with gil:
@@ -1287,12 +1316,28 @@ cdef class Connection:
     cdef int _send_message(
         self, int context, Outgoing command, Outgoing data, uint32_t fragment, int64_t patience
     ) noexcept nogil:
+        cdef int code = self._frame_message(context, command, data, fragment, patience)
+        return self._flush(patience) if code == R_OK else code
+
+    cdef int _frame_message(
+        self, int context, Outgoing command, Outgoing data, uint32_t fragment, int64_t patience
+    ) noexcept nogil:
         cdef int code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
         if code == R_OK:
             code = self._frame(context, 0, data.views, data.total, True, fragment, patience)
-        if code == R_OK:
-            code = self._flush(patience)
         return code
+
+    cdef bint _sent_at_once(self, int context, Outgoing command, Outgoing data, uint32_t fragment) noexcept:
+        """Send a small message with one system call that cannot block, and say whether it has left.
+
+        Releasing the GIL for these few microseconds would hand it to the very thread that the message wakes, in this
+        process, and cost more than it gives (docs/measurements.md).
+        """
+        if command.total + data.total > SMALL or command.total > fragment or data.total > fragment or data.count > 8:
+            return False
+        self._frame_message(context, command, data, fragment, 0)
+        self._write_once()
+        return self.out_at == self.out_count
 
     cdef int _send_from_file(
         self, int context, Outgoing command, int fd, int64_t offset, uint64_t length, uint32_t fragment, int64_t patience
@@ -1317,7 +1362,7 @@ cdef class Connection:
                 r = fp_pread(fd, self.chunk + got, size - got, offset)
                 if r <= 0:
                     # The PDUs that are in the vectors already must not leave alone
-                    self.out_count = self.out_heads_count = 0
+                    self._clear_vectors()
                     if r == 0:
                         return R_SHORT_FILE
                     return self._failed(r)
@@ -1356,9 +1401,9 @@ cdef class Connection:
         if self.send_broken:
             raise PeerClosed(0, 0, "an earlier PDU was cut while it was sent")
         self._enter()
-        self.cancelled = False
+        self._clear_cancel()
         self.out_sent = 0
-        self.out_count = self.out_heads_count = 0
+        self._clear_vectors()
         return 0
 
     cdef int _end_send(self, int code, uint64_t command, uint64_t data, uint32_t fragment) except -1:
@@ -1375,6 +1420,7 @@ cdef class Connection:
             self.send_broken = at != data_bytes and at % step != 0
         else:
             self.send_broken = at != command_bytes and at % step != 0
+        self.send_broken = self.send_broken or self._half_written()
         return self._raise(code)
 
     def send(self, context_id, command, data=(), *, max_pdu, timeout=None):
@@ -1422,8 +1468,16 @@ cdef class Connection:
             self._begin_send(True)
             try:
                 before = self.pdus_sent
-                with nogil:
-                    code = self._send_message(context, head, body, fragment, patience)
+                if self._sent_at_once(context, head, body, fragment):
+                    code = R_OK
+                elif self.out_count:
+                    self._make_cancellable()
+                    with nogil:
+                        code = self._flush(patience)
+                else:
+                    self._make_cancellable()
+                    with nogil:
+                        code = self._send_message(context, head, body, fragment, patience)
                 self._end_send(code, head.total, body.total, fragment)
                 return self.pdus_sent - before
             finally:
@@ -1477,6 +1531,7 @@ cdef class Connection:
             self._begin_send(True)
             try:
                 before = self.pdus_sent
+                self._make_cancellable()
                 with nogil:
                     code = self._send_from_file(context, head, fd, begin, size, fragment, patience)
                 self._end_send(code, head.total, size, fragment)
@@ -1510,6 +1565,7 @@ cdef class Connection:
                 self.out_iov[0].iov_base = body.views[0].buf
                 self.out_iov[0].iov_len = <size_t>body.views[0].len
                 self.out_count = 1
+                self._make_cancellable()
                 with nogil:
                     code = self._flush(patience)
                 if code != R_OK:
@@ -1536,7 +1592,7 @@ cdef class Connection:
         self.held = True
         self.cancelled = True
         if not self.closing:
-            self._set_wake()
+            self._set_cancel()
 
     def resume(self):
         """Let messages be sent again."""
@@ -1549,6 +1605,7 @@ cdef class Connection:
         self.closing = True
         if self.users:
             self._set_wake()
+            self._set_cancel()
         else:
             self._release()
 
@@ -1626,6 +1683,28 @@ cdef class FdConnection(Connection):
         return fp_sendv(self.fd, v, n)
 
 
+cdef object make_pair():
+    import socket
+    pair = socket.socketpair()
+    for end in pair:
+        end.setblocking(False)
+    return pair
+
+
+cdef void signal_pair(object pair) noexcept:
+    try:
+        pair[1].send(b"w")
+    except OSError:
+        pass  # full: the signal is there already
+
+
+cdef void drain_pair(object pair) noexcept:
+    try:
+        pair[0].recv(64)
+    except OSError:
+        pass
+
+
 @cython.final
 cdef class SocketConnection(Connection):
     """Any object with recv_into, send and fileno: TLS, Windows, and whatever wraps a socket.
@@ -1636,8 +1715,9 @@ cdef class SocketConnection(Connection):
     cdef object sock
     cdef object io_lock
     cdef object pending
-    cdef object wake_pair
+    cdef object wake_pair, cancel_pair  # socket pairs, where there is no better wake-up
     cdef bytearray stage
+    cdef bint insists  # the TLS layer wants the same bytes again
     cdef int extra_events  # what the TLS layer waits for besides the direction asked for
 
     def __init__(self, sock):
@@ -1646,11 +1726,10 @@ cdef class SocketConnection(Connection):
         self.io_lock = threading.Lock()
         self.pending = getattr(sock, "pending", None)
         if not FP_HAVE_FD:
-            import socket
-            self.wake_pair = socket.socketpair()
-            for end in self.wake_pair:
-                end.setblocking(False)
-        sock.setblocking(False)
+            self.wake_pair = make_pair()
+            self.cancel_pair = make_pair()
+        if hasattr(sock, "setblocking"):
+            sock.setblocking(False)
 
     cdef int64_t _status(self, object error) noexcept:
         """Turn an exception of the socket object into a negative errno."""
@@ -1705,50 +1784,66 @@ cdef class SocketConnection(Connection):
                         break
                 with memoryview(self.stage)[:size] as view, self.io_lock:
                     self.extra_events = 0
+                    self.insists = False
                     return self.sock.send(view)
             except BaseException as error:
                 status = self._status(error)
+                self.insists = status == -EAGAIN and isinstance(error, SSLError)
                 return -32 if status == 0 else status  # EPIPE
 
-    cdef int _poll(self, int events, bint with_wake, int64_t timeout) noexcept nogil:
+    cdef int _poll(self, int events, int64_t timeout) noexcept nogil:
         cdef int ready
         if FP_HAVE_FD:
-            return fp_poll(self.fd, events | self.extra_events, self.wake_ends[0] if with_wake else -1, timeout)
+            return fp_poll(
+                self.fd, events | self.extra_events, self.wake_ends[0] if events & FP_IN else self.cancel_ends[0], timeout
+            )
         with gil:
-            ready = self._select(events | self.extra_events, with_wake, timeout)
+            ready = self._select(events, events | self.extra_events, timeout)
         return ready
 
-    cdef int _select(self, int events, bint with_wake, int64_t timeout) noexcept:
+    cdef int _select(self, int purpose, int events, int64_t timeout) noexcept:
         """`fp_poll` for platforms without it."""
         import select
-        readers = [self.sock] if events & FP_IN else []
-        if with_wake:
-            readers.append(self.wake_pair[0])
+        pair = self.wake_pair if purpose & FP_IN else self.cancel_pair
+        readers = [pair[0]]
+        if events & FP_IN:
+            readers.append(self.sock)
         writers = [self.sock] if events & FP_OUT else []
         try:
             found = select.select(readers, writers, [], None if timeout < 0 else timeout / 1e9)
         except (OSError, ValueError):
             return events
         ready = events if self.sock in found[0] or self.sock in found[1] else 0
-        return ready | (FP_WAKE if with_wake and self.wake_pair[0] in found[0] else 0)
+        return ready | (FP_WAKE if pair[0] in found[0] else 0)
 
     cdef void _set_wake(self) noexcept:
         if FP_HAVE_FD:
             fp_wake_set(self.wake_ends[1])
-            return
-        try:
-            self.wake_pair[1].send(b"w")
-        except OSError:
-            pass
+        else:
+            signal_pair(self.wake_pair)
 
     cdef void _clear_wake(self) noexcept:
         if FP_HAVE_FD:
             fp_wake_clear(self.wake_ends[0])
-            return
-        try:
-            self.wake_pair[0].recv(64)
-        except OSError:
-            pass
+        else:
+            drain_pair(self.wake_pair)
+
+    cdef void _set_cancel(self) noexcept:
+        if not FP_HAVE_FD:
+            signal_pair(self.cancel_pair)
+        elif self.cancel_ends[1] >= 0:
+            fp_wake_set(self.cancel_ends[1])
+
+    cdef void _clear_cancel(self) noexcept:
+        if self.cancelled:
+            if not FP_HAVE_FD:
+                drain_pair(self.cancel_pair)
+            elif self.cancel_ends[0] >= 0:
+                fp_wake_clear(self.cancel_ends[0])
+        self.cancelled = False
+
+    cdef bint _half_written(self) noexcept:
+        return self.insists
 
     cdef bint _pending(self) noexcept nogil:
         with gil:
@@ -1875,7 +1970,7 @@ def encode_command(elements):
         put16(buffer + at + 2, element)
         try:
             if kind == V_US or kind == V_UL:
-                number = value
+                number = operator.index(value)
                 if number > (0xFFFF if kind == V_US else 0xFFFFFFFF):
                     raise OverflowError
                 length = 2 if kind == V_US else 4
@@ -1888,7 +1983,9 @@ def encode_command(elements):
                     raise OverflowError
                 length = 0
                 for tag in value:
-                    number = tag
+                    number = operator.index(tag)
+                    if number > 0xFFFFFFFF:
+                        raise OverflowError
                     put16(buffer + at + 8 + length, number >> 16)
                     put16(buffer + at + 10 + length, number & 0xFFFF)
                     length += 4

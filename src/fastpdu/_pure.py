@@ -342,6 +342,11 @@ class _Gathered:
 class _Read:
     """One read from the socket.
 
+    Parameters
+    ----------
+    size : int
+        Bytes to read at most.
+
     Attributes
     ----------
     store : bytearray
@@ -352,8 +357,8 @@ class _Read:
 
     __slots__ = ("counts", "store")
 
-    def __init__(self) -> None:
-        self.store = bytearray(_READ_SIZE)
+    def __init__(self, size: int) -> None:
+        self.store = bytearray(size)
         self.counts: list[int] = []
 
     def __len__(self) -> int:
@@ -463,12 +468,17 @@ class _State:
         """Whether the PDU in progress is of another type than P-DATA-TF."""
         return self.pdu_type not in (None, _P_DATA)
 
+    @property
+    def in_p_data(self) -> bool:
+        """Whether a P-DATA-TF PDU is in progress that `receive` has begun."""
+        return self.pdu_type == _P_DATA and self.raw is None
+
     def progress(self) -> tuple[int, int]:
         """Return the (received, expected) bytes of the PDU in progress."""
         if self.pdu_type is None:
             return len(self.header), _HEADER if self.header else 0
         if self.raw is not None:
-            received = self.raw.size
+            received = self.raw.size + self.buffered
         elif self.other_is_next:
             received = self.buffered
         else:
@@ -613,7 +623,9 @@ class Connection:
         self._receive_calls = 0
 
         self._send_lock = threading.Lock()
-        self._cancelled = False
+        self._held = False
+        self._cancels = 0  # calls of cancel()
+        self._cancels_seen = 0  # those before the send in progress
         self._send_broken = False
         self._bytes_sent = 0
         self._pdus_sent = 0
@@ -704,19 +716,21 @@ class Connection:
             if not self._closing:
                 self._wake.set()
 
+    def hold(self) -> None:
+        """Let no new message begin: `send` and `send_file` raise `Cancelled`; from any thread."""
+        self._held = True
+
     def cancel(self) -> None:
-        """Make a blocked send raise `Cancelled`, and every later one; from any thread."""
+        """Hold, and make a blocked send raise `Cancelled`; from any thread. `send_bytes` works afterwards."""
         with self._guard:
-            self._cancelled = True
+            self._held = True
+            self._cancels += 1
             if not self._closing:
                 self._cancel.set()
 
-    def uncancel(self) -> None:
-        """Allow sends again, for the A-ABORT that follows a cancelled message."""
-        with self._guard:
-            self._cancelled = False
-            if not self._closing:
-                self._cancel.clear()
+    def resume(self) -> None:
+        """Let messages be sent again; from any thread."""
+        self._held = False
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # of an object whose initialisation failed
@@ -731,8 +745,8 @@ class Connection:
 
     @property
     def in_message(self) -> bool:
-        """Whether `receive` has begun a message."""
-        return self._state.in_message
+        """Whether `receive` has begun a message: more than a part of its first PDU's header has come."""
+        return self._state.in_message or self._state.in_p_data
 
     @property
     def in_pdu(self) -> bool:
@@ -747,8 +761,8 @@ class Connection:
     @property
     def pdu_age(self) -> float:
         """Seconds since the PDU in progress began, 0.0 if there is none."""
-        began = self._state.pdu_began
-        return _Clock() - began if began else 0.0
+        state = self._state
+        return _Clock() - state.pdu_began if state.in_pdu and state.pdu_began else 0.0
 
     @property
     def partial(self) -> Message:
@@ -812,8 +826,13 @@ class Connection:
 
     # Receiving: reading and waiting
 
-    def _read(self) -> None:
+    def _read(self, most: int = _READ_SIZE) -> None:
         """Read what is there into the state, without blocking.
+
+        Parameters
+        ----------
+        most : int, optional
+            Bytes to read at most.
 
         Raises
         ------
@@ -824,7 +843,7 @@ class Connection:
         OSError
             If the socket fails otherwise.
         """
-        read = _Read()
+        read = _Read(min(most, _READ_SIZE))
         state = copy.copy(self._state)
         state.reads = [*state.reads, read]
         self._state = state  # first, so that no byte can get lost
@@ -1039,8 +1058,8 @@ class Connection:
             if length > MAX_ASSOCIATE_PDU:
                 raise ProtocolError(6, "A-ASSOCIATE PDU longer than 1 MiB")
         elif kind in (0x03, 0x05, 0x06, 0x07):
-            if length != 4:
-                raise ProtocolError(6, "PDU of a fixed length with another length")
+            if length > 4:
+                raise ProtocolError(6, "PDU of a fixed length that is longer")
         else:
             raise ProtocolError(1, "unrecognised PDU type")
 
@@ -1131,7 +1150,7 @@ class Connection:
         return message
 
     def receive_pdu(self) -> bytes | None:
-        """Take one whole PDU of any type from the stream; never blocks.
+        """Take one whole PDU of any type from the stream; never blocks, and reads nothing beyond it.
 
         Returns
         -------
@@ -1145,7 +1164,7 @@ class Connection:
         PeerClosed
             If the connection ended.
         RuntimeError
-            If `receive` has begun a message, and no PDU of another type came in between.
+            If `receive` has begun a message.
         """
         with self._in_use():
             while True:
@@ -1154,15 +1173,15 @@ class Connection:
                 self._state = state
                 if pdu is not None:
                     return pdu
+                received, expected = state.progress()
                 try:
-                    self._read()
+                    self._read((expected or _HEADER) - received)
                 except _WouldBlock:
                     return None
 
     def _advance_raw(self, state: _State) -> bytes | None:
         """Like `_advance`, PDU by PDU."""
-        begun = state.raw is None and state.pdu_type == _P_DATA
-        if begun or (state.in_message and not state.other_is_next):
+        if state.in_message or state.in_p_data:
             raise RuntimeError("a message is in progress")
         if state.pdu_type is None and not self._take_header(state):
             return None
@@ -1192,6 +1211,16 @@ class Connection:
         if not self._state.split or self._state.sink is not None:
             raise RuntimeError("no message waits for a sink")
         self._state.sink = max(fd, -1)
+
+    def drop_message(self) -> None:
+        """Forget the message in progress; what was read ahead of it stays (an A-ABORT, for instance)."""
+        state = copy.copy(self._state)
+        state.forget_message()
+        if state.in_p_data:
+            state.header = state.pdv_header = b""
+            state.pdu_left = state.pdv_left = 0
+        state.pdu_began = _Clock() if state.header else 0.0
+        self._state = state
 
     def abandon(self) -> None:
         """Forget the message or PDU in progress, and what was read ahead."""
@@ -1313,12 +1342,17 @@ class Connection:
             See `send`.
         """
         _deadline(timeout)
-        with _views([data]) as views, self._sending(), self._in_use():
+        with _views([data]) as views, self._sending(False), self._in_use():
             self._push([_Pdu([pdu]) for view in views for pdu in _split_pdus(view)], timeout)
 
     @contextmanager
-    def _sending(self) -> Iterator[None]:
+    def _sending(self, message: bool) -> Iterator[None]:
         """Be the one sender.
+
+        Parameters
+        ----------
+        message : bool
+            Whether a message is to be sent, not a ready-made PDU.
 
         Raises
         ------
@@ -1326,23 +1360,24 @@ class Connection:
             If nothing may be sent any more.
         """
         with self._send_lock:
-            if self._cancelled:
-                raise Cancelled("the send was cancelled")
+            if message and self._held:
+                raise Cancelled("no message may be sent")
             if self._send_broken:
                 raise PeerClosed(0, 0, "an earlier message was cut while it was sent")
+            with self._guard:
+                if self._closing:
+                    raise _closed_error()
+                self._cancel.clear()
+                self._cancels_seen = self._cancels
             yield
 
     def _send_message(self, pdus: Iterator[_Pdu], timeout: float | None) -> int:
         """Send the PDUs of one message; return their number."""
         batch = [next(pdus)]  # validates the arguments
-        with self._sending(), self._in_use():
+        with self._sending(True), self._in_use():
             sent = 0
             while batch:
-                try:
-                    following = next(pdus, None)
-                except (EOFError, OSError):
-                    self._send_broken = self._send_broken or sent > 0  # it can never be completed
-                    raise
+                following = next(pdus, None)
                 size = sum(pdu.size for pdu in batch)
                 buffers = sum(len(pdu.buffers) for pdu in batch)
                 full = size >= _BATCH_SIZE or buffers >= _BATCH_BUFFERS
@@ -1410,7 +1445,7 @@ class Connection:
             )
             if self._closing:
                 raise _closed_error()
-            if cancel in ready:
+            if self._cancels != self._cancels_seen:
                 raise Cancelled("the send was cancelled")
             if fd in ready:
                 return
@@ -1520,8 +1555,8 @@ class SocketConnection(Connection):
         return self._has_pending is not None and self._stage is not None
 
     @contextmanager
-    def _sending(self) -> Iterator[None]:
-        with super()._sending():
+    def _sending(self, message: bool) -> Iterator[None]:
+        with super()._sending(message):
             self._stage = None
             yield
 
@@ -1947,7 +1982,7 @@ def decode_command(data: bytes) -> dict[int, Any]:
         excepted), ASCII, right group length.
     """
     elements = list(_walk_command(data))
-    if not elements or elements[0] != (0x0000, struct.pack("<I", len(data) - 12)):
+    if not elements or elements[0] != (0x0000, (len(data) - 12).to_bytes(4, "little", signed=True)):
         raise CommandError("no group length, or a wrong one")
     found: dict[int, Any] = {}
     last = 0x0000

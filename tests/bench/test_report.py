@@ -64,7 +64,13 @@ def test_json_says_what_where_and_how(report: Report) -> None:
 
 @pytest.mark.parametrize(
     ("value", "at_least", "met"),
-    [(1.0, False, True), (3.0, False, False), (1.0, True, False), (3.0, True, True), (2.0, True, True)],
+    [
+        (1.0, False, True),
+        (3.0, False, False),
+        (1.0, True, False),
+        (3.0, True, True),
+        (2.0, True, True),
+    ],
 )
 def test_goals(value: float, at_least: bool, met: bool) -> None:
     goal = Goal("ratio", value, 2.0, at_least=at_least)

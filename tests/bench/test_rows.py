@@ -167,9 +167,9 @@ def test_dcmtk_moves_every_byte(
 def test_dcmtk_that_fails_says_why(tmp_path: Path) -> None:
     tools = peers.find_dcmtk()
     assert tools is not None
-    with pytest.raises(BenchError, match="storescu failed: ."):
+    with pytest.raises(BenchError, match=r"storescu failed: ."):
         peers.storescu(tools, peers.free_port(), tmp_path)
-    with pytest.raises(BenchError, match="storescp did not start: ."):
+    with pytest.raises(BenchError, match=r"storescp did not start: ."):
         with peers.storescp(tools, tmp_path / "missing"):
             pass
 

@@ -120,8 +120,10 @@ def test_script_of_every_benchmark(name: str) -> None:
     ],
 )
 def test_wrong_usage_of_bench(arguments: list[str], status: int, text: str) -> None:
-    done = program("bench", "--quiet", *arguments) if arguments[0] != "memory" else program(
-        "bench", *arguments
+    done = (
+        program("bench", "--quiet", *arguments)
+        if arguments[0] != "memory"
+        else program("bench", *arguments)
     )
     assert done.returncode == status
     assert text in done.stderr

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from engine_kit import IMPLS, Impl, Link, link  # noqa: E402
+from engine_kit import IMPLS, Impl, Link, link
 
 
 @pytest.fixture(params=IMPLS, ids=str)

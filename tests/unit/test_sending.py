@@ -30,7 +30,14 @@ MAX_PDUS = [7, 8, 9, 10, 11, 64, 16381, 16382, 65536, 0, 2**20, 2**20 + 7, 2**32
 
 def sizes_around(fragment: int) -> list[int]:
     """Return data set sizes at the borders of fragments."""
-    around = [fragment - 1, fragment, fragment + 1, 2 * fragment - 1, 2 * fragment, 2 * fragment + 1]
+    around = [
+        fragment - 1,
+        fragment,
+        fragment + 1,
+        2 * fragment - 1,
+        2 * fragment,
+        2 * fragment + 1,
+    ]
     return sorted({0, 1, 2, 3, *around})
 
 
@@ -90,7 +97,7 @@ def test_large_file(one: Link, engine: Any, tmp_path: Path, max_pdu: int) -> Non
         [16376, 1],
         [1, 16376],
         [5000] * 9,
-        [100_000, 1, 100_000],
+        [30_000, 1, 30_000],
         [1] * 2000,
     ],
     ids=lambda parts: f"{len(parts)}x{max(parts, default=0)}",
@@ -130,9 +137,7 @@ def make_buffer(kind: str, data: bytes, tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("kind", ["bytes", "bytearray", "memoryview", "mmap", "numpy", "numpy16"])
 @pytest.mark.parametrize("in_list", [False, True])
-def test_kinds_of_buffers(
-    one: Link, engine: Any, kind: str, in_list: bool, tmp_path: Path
-) -> None:
+def test_kinds_of_buffers(one: Link, engine: Any, kind: str, in_list: bool, tmp_path: Path) -> None:
     data = noise(40_000)
     buffer = make_buffer(kind, data, tmp_path)
     whole = data + (data[:2000] if in_list else b"")
@@ -286,14 +291,13 @@ def test_file_that_ends_after_fragments_have_left(one: Link, tmp_path: Path) -> 
     with path.open("rb") as file, pytest.raises(EOFError):
         one.conn.send_file(1, STORE, file.fileno(), 0, 9_000_000, max_pdu=16382)
     assert one.conn.bytes_sent > 1_000_000
-    assert one.conn.send_broken
-    with pytest.raises(OSError):
-        one.conn.send(1, ECHO, max_pdu=0)
-    with pytest.raises(OSError):
-        one.conn.send_bytes(ABORT)
+    # No PDU was cut: an abort can follow what has left of the message
+    assert not one.conn.send_broken
+    one.conn.send_bytes(ABORT)
     one.conn.close()
     one.sock.close()
     assert len(reading.result()) < 9_000_000
+    assert reading.result().endswith(ABORT)
 
 
 def test_file_that_cannot_be_read(one: Link, tmp_path: Path) -> None:

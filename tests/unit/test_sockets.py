@@ -174,7 +174,7 @@ def test_tls_end(secure: Any, tls: Any, proper: bool, begun: int) -> None:
 
 
 def test_plain_text_on_a_tls_connection(secure: Any, tls: Any) -> None:
-    near, far = secure
+    _, far = secure
     os.write(tls[0].fileno(), b"GET / HTTP/1.1\r\n\r\n" * 3)
     with pytest.raises(OSError):
         far.receive(PATIENCE)
@@ -328,7 +328,7 @@ def many_files() -> Iterator[None]:
         if hard != resource.RLIM_INFINITY and hard < 1400:
             pytest.skip("the limit of open files is too low")
         resource.setrlimit(resource.RLIMIT_NOFILE, (1400, hard))
-    opened = []
+    opened: list[int] = []
     try:
         while not opened or opened[-1] < 1100:
             opened.append(os.open(os.devnull, os.O_RDONLY))
@@ -463,7 +463,8 @@ def test_declared_lengths_allocate_nothing(impl: Impl) -> None:
         for stream in (
             b"\x04\0\x01\0\0\0" + b"\x00\xff\xff\xfc\x01\x00",
             b"\x04\0\x00\xff\xff\xff" + b"\x00\xff\xff\xfb\x01\x01" + b"x" * 10,
-            b"".join(message(1, STORE, None)) + b"\x04\0\x00\xff\xff\xff\x00\xff\xff\xfb\x01\x00abc",
+            b"".join(message(1, STORE, None))
+            + b"\x04\0\x00\xff\xff\xff\x00\xff\xff\xfb\x01\x00abc",
             b"\x01\0\x00\x10\0\0" + b"x" * 10,
         ):
             with link(impl) as one:

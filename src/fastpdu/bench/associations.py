@@ -124,9 +124,7 @@ def send_all(
         try:
             for number in range(len(shares)):
                 associations.append(
-                    pair.associate(
-                        port, contexts, title=title_of(number), fast=name == "fastpdu"
-                    )
+                    pair.associate(port, contexts, title=title_of(number), fast=name == "fastpdu")
                 )
 
             def work(number: int) -> None:
@@ -210,9 +208,7 @@ def run(args: argparse.Namespace) -> Report:
         touches = {path: verify.touch(read()) for path, read in data.items()}
         digests = {path: digest(read()) for path, read in data.items()}
         for name in args.rows:
-            with child.child(
-                receiver, name, series.contexts, args.associations + 10
-            ) as scp:
+            with child.child(receiver, name, series.contexts, args.associations + 10) as scp:
                 port = scp.receive()
                 bar.phase(f"{labels[name]}: comparing digests")
                 scp.ask("digest")

@@ -132,9 +132,7 @@ class _Store(_Runner):
 class _Dcmtk(_Runner):
     note = "two processes, their start included; the receiver writes files"
 
-    def __init__(
-        self, name: str, series: Series, runs: int, pdu: int, tools: peers.Dcmtk
-    ) -> None:
+    def __init__(self, name: str, series: Series, runs: int, pdu: int, tools: peers.Dcmtk) -> None:
         super().__init__(name, series, runs, pdu)
         nodelay = name == "dcmtk-nodelay"
         version = tools.version.split()[0].removeprefix("v")

@@ -182,7 +182,9 @@ def run(args: argparse.Namespace) -> Report:
     mib = 1024 * 1024
     for row in rows:
         # The run that the median is from, or the one next to it.
-        ordered = sorted(row.details["runs"], key=lambda figures: figures["peak"] - figures["level"])
+        ordered = sorted(
+            row.details["runs"], key=lambda figures: figures["peak"] - figures["level"]
+        )
         shown = ordered[len(ordered) // 2]
         growth = (shown["peak"] - shown["level"]) / mib
         report.table.append(

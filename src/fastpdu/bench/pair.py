@@ -87,7 +87,7 @@ def scp(
         entity.add_supported_context(sop_class, syntax)
     handlers: list[Any] = [] if handler is None else [(evt.EVT_C_STORE, handler)]
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-    if server is None:
+    if server is None or server.socket is None:
         raise BenchError("the SCP did not start")
     try:
         yield int(server.socket.getsockname()[1])

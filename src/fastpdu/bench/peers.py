@@ -31,9 +31,7 @@ from fastpdu.bench.series import Instance, read_series
 __all__ = ["Dcmtk", "contents", "find_dcmtk", "linked", "storescp", "storescu", "verify_received"]
 
 #: What storescu proposes and storescp accepts without further options.
-TRANSFER_SYNTAXES = frozenset(
-    {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
-)
+TRANSFER_SYNTAXES = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 DEFAULT_PDU = 16384
 NODELAY = {"TCP_NODELAY": "1"}
 
@@ -108,7 +106,9 @@ def stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def _start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
             command,

@@ -236,7 +236,9 @@ class Goal:
         goal = f"goal {sign} {self.limit:g}{self.unit}"
         if self.value is None:
             return f"{self.text}: not measured ({goal})"
-        return f"{self.text}: {self.value:.3g}{self.unit} ({goal}: {'met' if self.met else 'MISSED'})"
+        return (
+            f"{self.text}: {self.value:.3g}{self.unit} ({goal}: {'met' if self.met else 'MISSED'})"
+        )
 
 
 @dataclass
@@ -340,7 +342,9 @@ class Report:
 
         table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD)
         for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if 0 < index < len(self.columns) - 1 else "left")
+            table.add_column(
+                column, justify="right" if 0 < index < len(self.columns) - 1 else "left"
+            )
         for cells in self.table:
             table.add_row(*cells)
         # Something that reads from a pipe gets whole lines.

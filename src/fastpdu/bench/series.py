@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import random
@@ -30,7 +31,7 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from fastpdu.bench.errors import BenchError
 
@@ -212,9 +213,7 @@ def _full_header() -> Dataset:
     """Return a header as a scanner writes it: a hundred elements, sequences, private elements."""
     dataset = _short_header()
     chest = _code("51185008", "Chest")
-    study = _item(
-        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1", ReferencedSOPInstanceUID=_uid(1)
-    )
+    study = _item(ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1", ReferencedSOPInstanceUID=_uid(1))
     scout = _item(ReferencedSOPClassUID=CTImageStorage, ReferencedSOPInstanceUID=_uid(6, 1))
     scout.PurposeOfReferenceCodeSequence = [_code("121311", "Localizer", "DCM")]
     protocol = _code("CTCH", "CT of chest with contrast", "99FASTPDU")
@@ -320,7 +319,7 @@ def _template(header: Dataset, rows: int, columns: int) -> bytes:
     header["PixelData"].VR = "OW"
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = _uid(4)
+    meta.MediaStorageSOPInstanceUID = UID(_uid(4))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = io.BytesIO()
     file = FileDataset(buffer, header, file_meta=meta, preamble=bytes(128))
@@ -365,7 +364,7 @@ _VARIANTS = 20  # different anatomies; the noise differs from image to image
 
 def _textures(width: int) -> dict[str, bytes]:
     """Return noise of each tissue, with a margin of one row so that no slice runs past the end."""
-    source = random.Random(20240117)  # noqa: S311 - noise, not a secret
+    source = random.Random(20240117)
     textures = {}
     for name, (mean, deviation) in _STORED.items():
         noise = [
@@ -418,7 +417,7 @@ def _anatomy(rows: int, columns: int, z: float) -> list[tuple[str | None, int]]:
         spans = [(name, span) for name, span in spans if len(span)]
         edges = sorted({0, columns, *(s.start for _, s in spans), *(s.stop for _, s in spans)})
         edges = [edge for edge in edges if 0 <= edge <= columns]
-        for left, right in zip(edges, edges[1:], strict=False):
+        for left, right in itertools.pairwise(edges):
             top = next((name for name, span in reversed(spans) if left in span), None)
             runs.append((top, right - left))
     return runs

@@ -11,13 +11,14 @@ digest. Each row is therefore checked twice:
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
 
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance
@@ -156,17 +157,17 @@ def same_data_set(data: bytes, instance: Instance) -> str | None:
 
 def _decode(data: bytes, instance: Instance) -> Dataset:
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = instance.transfer_syntax
-    meta.MediaStorageSOPClassUID = instance.sop_class
-    meta.MediaStorageSOPInstanceUID = instance.sop_instance
-    buffer = io.BytesIO()
+    meta.TransferSyntaxUID = UID(instance.transfer_syntax)
+    meta.MediaStorageSOPClassUID = UID(instance.sop_class)
+    meta.MediaStorageSOPInstanceUID = UID(instance.sop_instance)
+    buffer = DicomBytesIO()
     buffer.write(bytes(128) + b"DICM")
     write_file_meta_info(buffer, meta, enforce_standard=True)
     buffer.write(data)
     buffer.seek(0)
     dataset = dcmread(buffer)
     # Group lengths say how the elements are encoded, not what they are.
-    for tag in [tag for tag in dataset.keys() if tag.element == 0]:
+    for tag in [tag for tag, _ in dataset.items() if tag.element == 0]:
         del dataset[tag]
     # Compare elements only: file objects also compare where they were read from.
     plain = Dataset()

@@ -18,7 +18,7 @@ import os
 import pkgutil
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 
 from fastpdu.commands import CommandError
@@ -43,7 +43,8 @@ new Python, and has the stock transport; one that it forks has the fast one.
 exit status: that of the application; 2 if there is nothing to run.
 """
 
-CodeAndSpec = tuple[types.CodeType, "ModuleSpec | None", str]
+#: Code, spec if it has one, file, and what `sys.argv[0]` shall be.
+_Application = tuple[types.CodeType, "ModuleSpec | None", str, str]
 
 
 def _help() -> argparse.ArgumentParser:
@@ -132,17 +133,19 @@ def _set_path(entry: str) -> None:
         sys.path.append(entry)
 
 
-def _load_script(script: str) -> CodeAndSpec:
+def _load_script(script: str) -> _Application:
     """Return the code of a script, and set `sys.path[0]` for it."""
-    importer = pkgutil.get_importer(script)
-    if importer is not None and _is_container(script, importer):
-        _set_path(script)
-        spec = PathFinder.find_spec("__main__", [script])
+    # As the interpreter makes it absolute: joined, not normalized.
+    path = os.path.join(os.getcwd(), script)
+    importer = pkgutil.get_importer(path)
+    if importer is not None and _is_container(path, importer):
+        _set_path(path)
+        spec = PathFinder.find_spec("__main__", [path])
         if spec is None:
             raise CommandError(f"can't find '__main__' module in {script!r}")
-        return _code_of(spec, "__main__"), spec, script
+        return _code_of(spec.loader, "__main__"), spec, spec.origin or path, script
     try:
-        with io.open_code(os.path.abspath(script)) as file:
+        with io.open_code(path) as file:
             data = file.read()
     except OSError as error:
         raise CommandError(
@@ -150,19 +153,19 @@ def _load_script(script: str) -> CodeAndSpec:
             "check the path, or use -m if it is the name of a module",
             status=2,
         ) from error
-    _set_path(os.path.dirname(os.path.realpath(script)))
+    _set_path(os.path.dirname(os.path.realpath(path)))
     if data.startswith(importlib.util.MAGIC_NUMBER):
-        loader = importlib.machinery.SourcelessFileLoader("__main__", script)
-        return _code_of_loader(loader, "__main__"), None, script
+        compiled = importlib.machinery.SourcelessFileLoader("__main__", path)
+        return _code_of(compiled, "__main__"), None, path, script
     # Without dont_inherit the application would get our __future__ imports.
-    return compile(data, script, "exec", dont_inherit=True), None, script
+    return compile(data, path, "exec", dont_inherit=True), None, path, script
 
 
-def _is_container(script: str, importer: object) -> bool:
-    return os.path.isdir(script) or not isinstance(importer, importlib.machinery.FileFinder)
+def _is_container(path: str, importer: object) -> bool:
+    return os.path.isdir(path) or not isinstance(importer, importlib.machinery.FileFinder)
 
 
-def _load_module(name: str) -> CodeAndSpec:
+def _load_module(name: str) -> _Application:
     """Return the code of a module, and set `sys.path[0]` for it."""
     _set_path(os.getcwd())
     if name.startswith("."):
@@ -182,7 +185,8 @@ def _load_module(name: str) -> CodeAndSpec:
                 ) from None
         else:
             raise CommandError(f"{name!r} is a package and cannot be directly executed")
-    return _code_of(spec, name), spec, spec.origin or name
+    file = spec.origin or name
+    return _code_of(spec.loader, name), spec, file, file
 
 
 def _find(name: str) -> ModuleSpec:
@@ -206,25 +210,19 @@ def _find(name: str) -> ModuleSpec:
     return spec
 
 
-def _code_of(spec: ModuleSpec, name: str) -> types.CodeType:
-    return _code_of_loader(spec.loader, name)
-
-
-def _code_of_loader(loader: object, name: str) -> types.CodeType:
+def _code_of(loader: object, name: str) -> types.CodeType:
     # zipimport's loader is an InspectLoader by its methods only.
     get_code = getattr(loader, "get_code", None)
     code = None if get_code is None else get_code(name)
-    if code is None:
+    if not isinstance(code, types.CodeType):
         raise CommandError(f"no code object available for {name}")
-    assert isinstance(code, types.CodeType)
     return code
 
 
-def _run(load: object, arguments: list[str]) -> int:
+def _run(load: Callable[[], _Application], arguments: list[str]) -> int:
     """Load an application and execute it as `__main__`."""
-    assert callable(load)
     try:
-        code, spec, origin = load()
+        code, spec, file, name = load()
     except (CommandError, KeyboardInterrupt):
         raise
     except BaseException as error:
@@ -233,14 +231,13 @@ def _run(load: object, arguments: list[str]) -> int:
     module = types.ModuleType("__main__")
     names = module.__dict__
     names["__builtins__"] = builtins
-    names["__file__"] = origin if spec is None or spec.origin is None else spec.origin
+    names["__file__"] = file
     names["__cached__"] = None if spec is None else spec.cached
     names["__package__"] = None if spec is None else spec.parent
     names["__spec__"] = spec
-    names["__loader__"] = SourceFileLoader("__main__", origin) if spec is None else spec.loader
+    names["__loader__"] = SourceFileLoader("__main__", file) if spec is None else spec.loader
     sys.modules["__main__"] = module
-    # A script in a directory or zip file is named after that, a module by its file.
-    sys.argv[:] = [origin, *arguments]
+    sys.argv[:] = [name, *arguments]
     try:
         exec(code, names)
     except SystemExit:
