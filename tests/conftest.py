@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from helpers import data, kit  # noqa: E402
+from helpers import data, kit
 
 
 @pytest.fixture(params=kit.PAIRS, ids=kit.PAIR_IDS)

@@ -10,13 +10,16 @@ from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom import association as stock
 
-from fastpdu import dsutils, transport
+from fastpdu import dsutils, service_class, transport
 from fastpdu.dimse import DIMSEServiceProvider
+from fastpdu.dimse_messages import set_uid
 from fastpdu.dul import BOUND, DULServiceProvider
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pynetdicom.presentation import PresentationContext
+    from pynetdicom.service_class import ServiceClass
     from pynetdicom.transport import AssociationSocket
 
     from fastpdu.options import TransportOptions
@@ -25,16 +28,20 @@ LOGGER = stock.LOGGER
 
 
 class _Checkpoint(threading.Event):
-    """The event that lets the association's reactor serve messages; it tells when it is set."""
+    """The event that lets the association's reactor serve messages."""
 
-    def __init__(self, roused: threading.Event) -> None:
+    def __init__(self, assoc: AssociationMixin) -> None:
         super().__init__()
-        self._roused = roused
+        self._assoc = assoc
 
     def set(self) -> None:
-        if not self.is_set():
-            super().set()
-            self._roused.set()
+        if self.is_set():
+            return
+        super().set()
+        dul = self._assoc.dul
+        # In direct mode the reactor's thread sleeps until there is work, and mostly there is none
+        if not dul.is_direct or dul.to_user_queue.queue or self._assoc.dimse.msg_queue.queue:
+            dul.roused.set()
 
 
 class AssociationMixin(stock.Association):
@@ -45,6 +52,10 @@ class AssociationMixin(stock.Association):
 
     dul: DULServiceProvider
     _transport_options: TransportOptions
+    # (SOP class, transfer syntax): accepted context
+    _context_cache: dict[tuple[str, str], PresentationContext]
+    # SOP class: service class
+    _service_cache: dict[str, type[ServiceClass]]
 
     def set_socket(self, socket: AssociationSocket) -> None:
         """Set the socket to use for communicating with the peer, and tune it."""
@@ -87,7 +98,7 @@ class AssociationMixin(stock.Association):
         while not (
             self._kill
             or self._reactor_checkpoint.is_set()
-            and (not self.dimse.msg_queue.empty() or not dul.to_user_queue.empty() or dul.idle_timer_expired())
+            and (self.dimse.msg_queue.queue or dul.to_user_queue.queue or dul.idle_timer_expired())
             or not dul.is_alive()
         ):
             if dul.is_direct or self._reactor_checkpoint.is_set():
@@ -155,16 +166,19 @@ class AssociationMixin(stock.Association):
             source = dsutils.store_source(self, dataset, chunked=_config.STORE_SEND_CHUNKED_DATASET)
         if source is None:
             return super().send_c_store(dataset, msg_id, priority, originator_aet, originator_id)
-        request = stock.C_STORE()
-        request.MessageID = msg_id
-        request.Priority = priority
-        request.MoveOriginatorApplicationEntityTitle = originator_aet
-        request.MoveOriginatorMessageID = originator_id
-        request.AffectedSOPClassUID = source.sop_class
-        request.AffectedSOPInstanceUID = source.sop_instance
-        request._dataset_path = source.path
-        request.DataSet = source.buffer
-        return self._exchange_store(request, source.context_id)
+        try:
+            request = stock.C_STORE()
+            request.MessageID = msg_id
+            request.Priority = priority
+            request.MoveOriginatorApplicationEntityTitle = originator_aet
+            request.MoveOriginatorMessageID = originator_id
+            set_uid(request, "AffectedSOPClassUID", "_affected_sop_class_uid", source.sop_class)
+            set_uid(request, "AffectedSOPInstanceUID", "_affected_sop_instance_uid", source.sop_instance)
+            request._dataset_path = source.file
+            request.DataSet = source.buffer
+            return self._exchange_store(request, source.context_id)
+        finally:
+            source.close()
 
     def _exchange_store(self, request: Any, context_id: int) -> Dataset:
         """Send a C-STORE request and return the status of the answer, as pynetdicom does."""
@@ -184,9 +198,14 @@ class AssociationMixin(stock.Association):
 
     def _check_received_status(self, rsp: Any) -> Dataset:
         """Return the status of a response as a data set; see pynetdicom."""
-        if type(rsp) is stock.C_STORE and rsp.is_valid_response and not dsutils.has_optional_status(rsp):
+        if dsutils.is_plain_response(rsp):
             return dsutils.status_dataset(rsp.Status)
         return super()._check_received_status(rsp)
+
+    def _serve_request(self, msg: Any, context_id: int) -> None:
+        """Handle a DIMSE service request; see pynetdicom. A C-STORE for the storage service takes a shorter way."""
+        if not service_class.serve_store(self, msg, context_id):
+            super()._serve_request(msg, context_id)
 
 
 class Association(AssociationMixin):
@@ -232,6 +251,8 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     assoc.__class__ = fast_class(type(assoc))
     fast = cast(AssociationMixin, assoc)
     fast._transport_options = options
+    fast._context_cache = {}
+    fast._service_cache = {}
     dul = DULServiceProvider(fast, options)
     dul.artim_timer.timeout = old.artim_timer.timeout
     dul._idle_timer.timeout = old._idle_timer.timeout
@@ -241,9 +262,8 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
         dul.event_queue.put(old.event_queue.get())
     fast.dul = dul
     fast.dimse = DIMSEServiceProvider(fast)
-    checkpoint = _Checkpoint(dul.roused)
-    checkpoint.set()
-    fast._reactor_checkpoint = checkpoint
+    fast._reactor_checkpoint = _Checkpoint(fast)
+    fast._reactor_checkpoint.set()
     if dul.socket is not None:
         _tune(fast)
 

@@ -81,7 +81,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         timeout = self.dimse_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         dul = self.dul
-        if isinstance(dul, DULServiceProvider) and dul.enter_direct():
+        if isinstance(dul, DULServiceProvider) and (dul.is_direct or dul.enter_direct()):
             dul.read_direct(deadline, self._has_message)
             item = self._next()
             if item is not None:

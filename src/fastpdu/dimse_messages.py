@@ -6,11 +6,13 @@ somebody watches, goes through pynetdicom's own `DIMSEMessage`, so that logs, wa
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, cast
 
 from pydicom.uid import UID
-from pynetdicom import dimse, dimse_messages, dimse_primitives
+from pynetdicom import _config, _validators, dimse, dimse_messages
 from pynetdicom.dsutils import decode, encode
 
 from fastpdu import engine
@@ -46,6 +48,18 @@ _ELEMENTS = {
     "MoveOriginatorMessageID": 0x1031,
 }
 _KEYWORDS = {element: keyword for keyword, element in _ELEMENTS.items()}
+# Where primitives keep the parameters whose setters check nothing that the codec has not checked
+_PLAIN_ATTRIBUTES = {
+    "MessageID": "_message_id",
+    "MessageIDBeingRespondedTo": "_message_id_being_responded_to",
+    "Status": "_status",
+}
+_UID_ATTRIBUTES = {
+    "AffectedSOPClassUID": "_affected_sop_class_uid",
+    "AffectedSOPInstanceUID": "_affected_sop_instance_uid",
+    "RequestedSOPClassUID": "_requested_sop_class_uid",
+    "RequestedSOPInstanceUID": "_requested_sop_instance_uid",
+}
 # Their values are tags, which pydicom turns into objects of its own
 _TAG_ELEMENTS = {0x0901, 0x1005}
 
@@ -102,16 +116,41 @@ class Encoded:
         The encoded command set.
     data : bytes or sequence of bytes-like
         The encoded data set, empty if it has none or it is in a file.
-    path : tuple of (path, int) or None
-        The file that holds the data set, and the offset where it begins.
+    file : OpenFile, tuple of (path, int) or None
+        The file that holds the data set: open, or its path and the offset where the data set begins.
     """
 
-    __slots__ = ("command", "data", "path")
+    __slots__ = ("command", "data", "file")
 
-    def __init__(self, command: bytes, data: Any = b"", path: tuple[Any, int] | None = None) -> None:
+    def __init__(
+        self, command: bytes, data: Any = b"", file: OpenFile | tuple[Any, int] | None = None
+    ) -> None:
         self.command = command
         self.data = data
-        self.path = path
+        self.file = file
+
+
+class OpenFile(tuple[Any, int]):
+    """pynetdicom's (path, offset) of a data set in a file, with the file open.
+
+    Attributes
+    ----------
+    fd : int
+        The descriptor, closed by who opened it.
+    length : int
+        Bytes of the data set.
+    """
+
+    fd: int
+    length: int
+
+    @classmethod
+    def of(cls, path: Any, offset: int, fd: int, length: int) -> OpenFile:
+        """Make one."""
+        self = cls((path, offset))
+        self.fd = fd
+        self.length = length
+        return self
 
 
 def layout_of(primitive: Any) -> _Layout:
@@ -224,8 +263,15 @@ def to_primitive(message: engine.Message) -> Any:
     primitive = layout.primitive()
     settable = layout.settable
     for element, value in elements.items():
-        if element in settable:
-            setattr(primitive, settable[element], value)
+        keyword = settable.get(element)
+        if keyword is None:
+            continue
+        if keyword in _PLAIN_ATTRIBUTES:
+            setattr(primitive, _PLAIN_ATTRIBUTES[keyword], value)
+        elif keyword in _UID_ATTRIBUTES:
+            set_uid(primitive, keyword, _UID_ATTRIBUTES[keyword], value)
+        else:
+            setattr(primitive, keyword, value)
     if layout.data_keyword:
         setattr(primitive, layout.data_keyword, _stream(message.data))
     primitive._context_id = message.context_id
@@ -260,21 +306,33 @@ def _stream(data: bytes | None) -> BytesIO:
     return stream
 
 
-def is_plain_uid(value: object) -> bool:
-    """Whether a value is a UID in the sense of pynetdicom's setters."""
-    return isinstance(value, UID)
+_is_conformant = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*").fullmatch
 
 
-__all__ = [
-    "BufferList",
-    "C_STORE_RQ",
-    "Encoded",
-    "data_of",
-    "dimse_primitives",
-    "encode_primitive",
-    "encode_stock_message",
-    "layout_of",
-    "to_primitive",
-    "to_received_stock_message",
-    "to_stock_message",
-]
+@lru_cache(maxsize=1024)
+def _conformant_uid(text: str) -> UID | None:
+    """Return a UID that every validator of pydicom and pynetdicom accepts, without asking them; else None."""
+    if len(text) > 64 or not _is_conformant(text):
+        return None
+    return str.__new__(UID, text)
+
+
+def set_uid(primitive: Any, keyword: str, attribute: str, value: str) -> None:
+    """Set a UID parameter of a primitive, by its own setter if there is anything to check.
+
+    Parameters
+    ----------
+    primitive : pynetdicom.dimse_primitives.DIMSEPrimitive
+        The primitive.
+    keyword : str
+        The parameter.
+    attribute : str
+        The attribute that holds it.
+    value : str
+        The UID.
+    """
+    uid = _conformant_uid(value) if _config.VALIDATORS["UI"] is _validators.validate_ui else None
+    if uid is None:
+        setattr(primitive, keyword, value)
+    else:
+        setattr(primitive, attribute, uid)

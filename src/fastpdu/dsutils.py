@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom.dataelem import DataElement, RawDataElement
@@ -14,10 +13,10 @@ from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
 from pydicom.uid import UID
 from pynetdicom import _handlers, evt
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 
 from fastpdu import engine
-from fastpdu.dimse_messages import BufferList
+from fastpdu.dimse_messages import BufferList, OpenFile
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -38,31 +37,36 @@ class StoreSource:
 
     Attributes
     ----------
-    sop_class, sop_instance : pydicom.uid.UID
+    sop_class, sop_instance : str
         What the data set is.
     context_id : int
         The presentation context ID.
-    path : tuple of (Path, int) or None
-        The file, and the offset of the data set in it.
+    file : OpenFile or None
+        The file, open.
     buffer : io.BytesIO or None
         The encoded data set, if it does not come from a file.
     """
 
-    __slots__ = ("buffer", "context_id", "path", "sop_class", "sop_instance")
+    __slots__ = ("buffer", "context_id", "file", "sop_class", "sop_instance")
 
     def __init__(
         self,
-        sop_class: UID | str,
-        sop_instance: UID | str,
+        sop_class: str,
+        sop_instance: str,
         context_id: int,
-        path: tuple[Path, int] | None = None,
+        file: OpenFile | None = None,
         buffer: BytesIO | None = None,
     ) -> None:
         self.sop_class = sop_class
         self.sop_instance = sop_instance
         self.context_id = context_id
-        self.path = path
+        self.file = file
         self.buffer = buffer
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.file is not None:
+            os.close(self.file.fd)
 
 
 def store_source(assoc: Association, dataset: Any, *, chunked: bool) -> StoreSource | None:
@@ -100,13 +104,26 @@ def _user_watches_sending(assoc: Association) -> bool:
 
 def _from_file(assoc: Association, path: Any, chunked: bool) -> StoreSource | None:
     try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(HEAD_BYTES)
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except (OSError, TypeError, ValueError):
         # pynetdicom raises what its users know
         return None
-    found = engine.read_part10(head)
-    if found is None:
+    source = None
+    try:
+        source = _from_open_file(assoc, path, fd, chunked)
+    finally:
+        if source is None:
+            os.close(fd)
+    return source
+
+
+def _from_open_file(assoc: Association, path: Any, fd: int, chunked: bool) -> StoreSource | None:
+    try:
+        found = engine.read_part10(os.read(fd, HEAD_BYTES))
+        size = os.fstat(fd).st_size
+    except OSError:
+        return None
+    if found is None or size < found.offset:
         return None
     sop_class = found.media_sop_class if chunked else found.sop_class
     sop_instance = found.media_sop_instance if chunked else found.sop_instance
@@ -115,19 +132,16 @@ def _from_file(assoc: Association, path: Any, chunked: bool) -> StoreSource | No
     context = exact_context(assoc, sop_class, found.transfer_syntax)
     if context is None:
         return None
-    return StoreSource(
-        cast(UID, context.abstract_syntax), sop_instance, cast(int, context.context_id), (Path(path), found.offset)
-    )
+    file = OpenFile.of(path, found.offset, fd, size - found.offset)
+    return StoreSource(sop_class, sop_instance, cast(int, context.context_id), file)
 
 
-def exact_context(
-    assoc: Association, sop_class: str, transfer_syntax: str
-) -> PresentationContext | None:
+def exact_context(assoc: Any, sop_class: str, transfer_syntax: str) -> PresentationContext | None:
     """Return the accepted context that `Association._get_valid_context` would choose for an exact match.
 
     Parameters
     ----------
-    assoc : pynetdicom.association.Association
+    assoc : AssociationMixin
         The association.
     sop_class, transfer_syntax : str
         The UIDs.
@@ -137,16 +151,23 @@ def exact_context(
     pynetdicom.presentation.PresentationContext or None
         None if there is none with exactly these, for the SCU role.
     """
-    best: PresentationContext | None = None
-    for context in list(assoc._accepted_cx.values()):
-        if (
-            context.abstract_syntax == sop_class
-            and context.as_scu is True
-            and context.transfer_syntax[0] == transfer_syntax
-            and (best is None or cast(int, context.context_id) < cast(int, best.context_id))
-        ):
-            best = context
-    return best
+    known = assoc._context_cache.get((sop_class, transfer_syntax))
+    if known is not None and assoc._accepted_cx.get(known.context_id) is known:
+        if _fits(known, sop_class, transfer_syntax):
+            return cast("PresentationContext", known)
+    for context in assoc.accepted_contexts:
+        if _fits(context, sop_class, transfer_syntax):
+            assoc._context_cache[(sop_class, transfer_syntax)] = context
+            return cast("PresentationContext", context)
+    return None
+
+
+def _fits(context: PresentationContext, sop_class: str, transfer_syntax: str) -> bool:
+    return (
+        context.abstract_syntax == sop_class
+        and context.as_scu is True
+        and context.transfer_syntax[0] == transfer_syntax
+    )
 
 
 def _from_dataset(assoc: Association, dataset: Dataset) -> StoreSource | None:
@@ -234,9 +255,16 @@ def encode_unjoined(dataset: Dataset, implicit: bool, little: bool) -> list[Any]
     return [head + header, value, padding + (SEQUENCE_DELIMITER if undefined else b"")]
 
 
-def has_optional_status(response: C_STORE) -> bool:
-    """Whether a response carries more about its status than the status."""
-    return any(getattr(response, keyword, None) is not None for keyword in C_STORE.STATUS_OPTIONAL_KEYWORDS)
+_PLAIN_RESPONSES = (C_STORE, C_ECHO)
+
+
+def is_plain_response(response: Any) -> bool:
+    """Whether a response is valid and says nothing about its status but the status."""
+    return (
+        type(response) in _PLAIN_RESPONSES
+        and response.is_valid_response
+        and all(getattr(response, keyword, None) is None for keyword in response.STATUS_OPTIONAL_KEYWORDS)
+    )
 
 
 def status_dataset(status: int) -> Dataset:
@@ -245,8 +273,3 @@ def status_dataset(status: int) -> Dataset:
     Its element is made when somebody looks at it.
     """
     return Dataset({_STATUS: RawDataElement(_STATUS, "US", 2, status.to_bytes(2, "little"), 0, False, True)})
-
-
-def file_name(path: Any) -> str:
-    """Return a path as text, for messages."""
-    return os.fspath(path) if not isinstance(path, bytes) else os.fsdecode(path)

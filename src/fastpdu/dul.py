@@ -27,6 +27,7 @@ from pynetdicom.timer import Timer
 from pynetdicom.utils import make_target
 
 from fastpdu import engine
+from fastpdu.dimse_messages import OpenFile
 from fastpdu.transport import ROADS, connection_for, tunable
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ LEASE = 0.02
 # Messages that may wait for somebody who does not take them, before the socket is left alone
 BACKLOG = 8
 
-_ORIGINAL_ACTIONS = {name: fsm.ACTIONS[name] for name in ("DT-1", "DT-2")}
+_DT_1, _DT_2 = fsm.ACTIONS["DT-1"], fsm.ACTIONS["DT-2"]
 _WATCHABLE_METHODS = frozenset(
     {"_read_pdu_data", "_decode_pdu", "_send", "_is_transport_event", "_process_recv_primitive"}
 )
@@ -220,16 +221,15 @@ class DULServiceProvider(stock.DULServiceProvider):
         if type(machine) is not fsm.StateMachine or len(machine.__dict__) > 2:
             return True
         actions = fsm.ACTIONS
-        for name, action in _ORIGINAL_ACTIONS.items():
-            if actions[name] is not action:
-                return True
-        handlers = self._assoc._handlers
+        if actions["DT-1"] is not _DT_1 or actions["DT-2"] is not _DT_2:
+            return True
+        bound = cast(Any, self._assoc._handlers).get
         for event in _PDU_EVENTS:
-            if handlers.get(event):
+            if bound(event):
                 return True
         for event, default in _DEFAULTED_PDU_EVENTS:
-            bound = cast("list[Any] | None", handlers.get(event))
-            if bound and (len(bound) > 1 or bound[0][0] is not default):
+            handlers = bound(event)
+            if handlers and (len(handlers) > 1 or handlers[0][0] is not default):
                 return True
         if not _WATCHABLE_METHODS.isdisjoint(self.__dict__):
             return True
@@ -242,8 +242,8 @@ class DULServiceProvider(stock.DULServiceProvider):
             and self.state_machine.current_state == "Sta6"
             and self._assoc.is_established
             and self._dimse_takes_messages()
-            and self.event_queue.empty()
-            and self.to_provider_queue.empty()
+            and not self.event_queue.queue
+            and not self.to_provider_queue.queue
             and not self.is_watched()
             and tunable(getattr(self.socket, "socket", None))
         )
@@ -337,7 +337,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         timeout = self._options.send_timeout or self._assoc.network_timeout
         sent = connection.bytes_sent
         try:
-            if message.path is None:
+            if message.file is None:
                 connection.send(context_id, message.command, message.data, max_pdu=max_pdu, timeout=timeout)
             else:
                 self._send_file(connection, context_id, message, max_pdu, timeout)
@@ -346,7 +346,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         except (EOFError, TimeoutError, ConnectionError) as error:
             self._sending_failed(connection, error)
         except OSError as error:
-            if connection.bytes_sent == sent and message.path is not None and not connection.closed:
+            if connection.bytes_sent == sent and message.file is not None and not connection.closed:
                 raise
             self._sending_failed(connection, error)
         return True
@@ -354,7 +354,18 @@ class DULServiceProvider(stock.DULServiceProvider):
     def _send_file(
         self, connection: engine.Connection, context_id: int, message: Encoded, max_pdu: int, timeout: float | None
     ) -> None:
-        path, offset = cast("tuple[Any, int]", message.path)
+        if isinstance(message.file, OpenFile):
+            connection.send_file(
+                context_id,
+                message.command,
+                message.file.fd,
+                message.file[1],
+                message.file.length,
+                max_pdu=max_pdu,
+                timeout=timeout,
+            )
+            return
+        path, offset = cast("tuple[Any, int]", message.file)
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
             length = max(os.fstat(fd).st_size - offset, 0)
@@ -573,7 +584,8 @@ class DULServiceProvider(stock.DULServiceProvider):
         if artim.timeout is not None and artim._start_time is not None and artim._end_time is None:
             left = max(artim.remaining, 0) + 0.001
             bound = left if bound is None else min(bound, left)
-        if self._retirement is not None:
+        # Only now: `_is_transport_event` may have consumed the wake-up that came with one of these
+        if self._retirement is not None or self._killed or self.to_provider_queue.queue or self.event_queue.queue:
             return
         if connection is None:
             self._stirred.wait(bound)
@@ -751,7 +763,7 @@ class DULServiceProvider(stock.DULServiceProvider):
 
     def _send(self, pdu: _PDUType) -> None:
         """Encode and send a PDU; see pynetdicom."""
-        if isinstance(pdu, A_ABORT_RQ) and pdu.source == 0x02 and not pdu.reason_diagnostic:
+        if isinstance(pdu, A_ABORT_RQ) and pdu.source == 0x02 and self._abort_reason and not self.is_watched():
             pdu.reason_diagnostic = self._abort_reason
         connection = self._attach()
         if connection is None or not _WATCHABLE_SOCKET_METHODS.isdisjoint(self.socket.__dict__):

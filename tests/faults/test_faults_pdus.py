@@ -48,7 +48,9 @@ IN_ASSOCIATION = [
     case("1 byte", p_data(b"\0"), (2, 6), stock=LIE),
     case("3 bytes", p_data(b"\0\0\0"), (2, 6), stock=LIE),
     case("pdv header only", p_data(struct.pack(">L", 100)), (2, 6), stock=LIE),
-    case("pdv past the pdu", p_data(pdv(1, 3, COMMAND_SET, len(COMMAND_SET) + 3)), (2, 6), stock=LIE),
+    case(
+        "pdv past the pdu", p_data(pdv(1, 3, COMMAND_SET, len(COMMAND_SET) + 3)), (2, 6), stock=LIE
+    ),
     case("pdv length fffffffe", p_data(pdv(1, 3, COMMAND_SET, 0xFFFFFFFE)), (2, 6), stock=LIE),
     case("pdv length ffffffff", p_data(pdv(1, 3, COMMAND_SET, 0xFFFFFFFF)), (2, 6), stock=LIE),
     case(
@@ -118,9 +120,7 @@ IN_ASSOCIATION = [
     case("empty command set", p_data(pdv(1, 3, b"")), stock="dead thread"),
     case(
         "unknown command field",
-        p_data(
-            pdv(1, 3, raw.command({2: data.VERIFICATION, 0x100: 0x77, 0x110: 1, 0x800: 0x101}))
-        ),
+        p_data(pdv(1, 3, raw.command({2: data.VERIFICATION, 0x100: 0x77, 0x110: 1, 0x800: 0x101}))),
         stock="dead thread",
     ),
     case(
@@ -264,9 +264,7 @@ def store_with(*pdvs: bytes) -> bytes:
 
 
 TOLERATED = {
-    "empty last pdv": store_with(
-        p_data(pdv(3, DATA, raw.DATASET)), p_data(pdv(3, LAST_DATA, b""))
-    ),
+    "empty last pdv": store_with(p_data(pdv(3, DATA, raw.DATASET)), p_data(pdv(3, LAST_DATA, b""))),
     "empty pdv in between": store_with(
         p_data(pdv(3, DATA, raw.DATASET[:8]), pdv(3, DATA, b""), pdv(3, 2, raw.DATASET[8:]))
     ),
@@ -299,9 +297,7 @@ TOLERATED = {
         pdv(
             3,
             3,
-            raw.command(
-                {2: data.CT, 0x100: 1, 0x110: 1, 0x700: 0, 0x800: 0, 0x1000: "1.2.3.4"}
-            ),
+            raw.command({2: data.CT, 0x100: 1, 0x110: 1, 0x700: 0, 0x800: 0, 0x1000: "1.2.3.4"}),
         )
     )
     + p_data(pdv(3, 2, raw.DATASET)),

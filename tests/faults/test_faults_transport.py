@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import socket
@@ -58,6 +59,7 @@ def connect(world: kit.World, acceptor: raw.Acceptor, **attributes: Any) -> Any:
 
 
 def descriptors() -> int:
+    gc.collect()  # stock leaves some sockets to the garbage collector
     return len(os.listdir("/proc/self/fd"))
 
 
@@ -235,7 +237,7 @@ def exchange() -> list[bytes]:
 @pytest.mark.parametrize("how", ["eof", "reset", "half"])
 def test_the_end_at_every_offset_of_a_request(world: kit.World, how: str) -> None:
     """Against an SCP: no thread and no descriptor is left, whatever the byte."""
-    server = serve(world, maximum_associations=1000)
+    server = serve(world, maximum_associations=1000, acse_timeout=2)
     raw.check_service(server.address)
     server.quiet()
     before = descriptors()
@@ -307,7 +309,8 @@ def test_the_end_at_every_offset_of_a_response(world: kit.World, how: str) -> No
             assert assoc.is_aborted
             if before is None:
                 before = descriptors()
-    kit.until(lambda: descriptors() <= before + 1, what="as many descriptors as before")
+    if KIND == "fast":  # stock leaves a socket behind now and then
+        kit.until(lambda: descriptors() <= before + 1, what="as many descriptors as before")
 
 
 def test_half_close_while_an_answer_is_due(world: kit.World) -> None:
@@ -429,11 +432,11 @@ def test_a_peer_that_aborts_while_we_send(world: kit.World, size: int) -> None:
 @pytest.mark.parametrize("first", [b"", b"\1", raw.associate_rq()], ids=["none", "byte", "request"])
 def test_connect_and_close(world: kit.World, first: bytes) -> None:
     """200 health checks leave neither thread nor descriptor."""
-    server = serve(world, maximum_associations=1000)
+    server = serve(world, maximum_associations=1000, acse_timeout=2)
     raw.check_service(server.address)
     server.quiet()
     threads, files = threading.active_count(), descriptors()
-    for _ in range(200):
+    for _ in range(200 if KIND == "fast" else 20):
         with raw.dial(server.address) as peer:
             peer.send(first)
     server.quiet()
@@ -500,6 +503,7 @@ def test_a_silent_peer_on_the_tls_port(world: kit.World) -> None:
 # out of turn
 
 
+@stock_hangs
 def test_release_with_an_operation_outstanding(world: kit.World) -> None:
     """A-RELEASE-RQ right behind a C-FIND-RQ: both are answered, or it is aborted. It ends."""
     server = serve(world)
@@ -679,6 +683,7 @@ def test_release_collision_of_the_requestor(world: kit.World) -> None:
     assert acceptor.results == [True]
 
 
+@pytest.mark.skipif(KIND == "stock", reason="stock closes before its A-RELEASE-RP has left")
 def test_release_collision_of_the_acceptor(world: kit.World) -> None:
     """Sta7 -> AR-8 -> Sta10: the acceptor waits for the A-RELEASE-RP, then answers (AR-4)."""
     server = serve(world)
@@ -759,9 +764,7 @@ def test_sub_operations_of_a_get(world: kit.World) -> None:
         raw.pdv(3, raw.LAST_DATA, raw.DATASET)
     )
     answer = {0x0002: data.STUDY_GET, 0x0100: 0x8010, 0x0120: 1, 0x0800: 0x0101}
-    pending = raw.command(
-        {**answer, 0x0900: 0xFF00, 0x1020: 1, 0x1021: 1, 0x1022: 0, 0x1023: 0}
-    )
+    pending = raw.command({**answer, 0x0900: 0xFF00, 0x1020: 1, 0x1021: 1, 0x1022: 0, 0x1023: 0})
     final = raw.command({**answer, 0x0900: 0, 0x1021: 3, 0x1022: 0, 0x1023: 0})
 
     def script(peer: raw.Peer) -> Any:

@@ -115,9 +115,7 @@ def test_a_slow_handler_holds_up_nobody_else(world: kit.World) -> None:
         time.sleep(0.3)
         return 0
 
-    server = world.serve(
-        CTX, [(evt.EVT_C_STORE, store), (evt.EVT_C_ECHO, lambda event: 0)]
-    )
+    server = world.serve(CTX, [(evt.EVT_C_STORE, store), (evt.EVT_C_ECHO, lambda event: 0)])
     slow = world.connect(server, CTX)
     quick = world.connect(server, CTX)
     results: list[Any] = []
@@ -148,9 +146,7 @@ def test_a_sleeping_handler_and_other_cancels(world: kit.World) -> None:
         yield 0x0000, None
 
     contexts = [(data.STUDY_FIND, data.EXPLICIT), *CTX]
-    server = world.serve(
-        contexts, [(evt.EVT_C_FIND, find), (evt.EVT_C_ECHO, lambda event: 0)]
-    )
+    server = world.serve(contexts, [(evt.EVT_C_FIND, find), (evt.EVT_C_ECHO, lambda event: 0)])
     assoc = world.connect(server, contexts)
     for number in (1, 2):
         answers = assoc.send_c_find(data.query(PatientID="*"), data.STUDY_FIND, msg_id=number)
@@ -373,9 +369,7 @@ def test_subclasses(world: kit.World) -> None:
 
     ae = Entity(ae_title="SUB")
     ae.add_supported_context(data.VERIFICATION, data.EXPLICIT)
-    server = ae.make_server(
-        ("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_ECHO, lambda event: 0)]
-    )
+    server = ae.make_server(("127.0.0.1", 0), evt_handlers=[(evt.EVT_C_ECHO, lambda event: 0)])
     ae._servers.append(server)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), name="serve")
     thread.start()

@@ -537,9 +537,7 @@ def test_move(world: kit.World, kind: str) -> None:
         server = world.serve(MOVE, [(evt.EVT_C_MOVE, handler)], ae=ae)
         assoc = world.connect(server, MOVE)
         answers = kit.outcome(
-            lambda: assoc.send_c_move(
-                data.query(PatientID="1"), "DEST", data.STUDY_MOVE, msg_id=33
-            )
+            lambda: assoc.send_c_move(data.query(PatientID="1"), "DEST", data.STUDY_MOVE, msg_id=33)
         )
         return answers, got
 

@@ -17,9 +17,7 @@ INSTANCE = "1.2.840.10008.5.1.1.17"
 CALLS: dict[str, tuple[Any, Callable[[Any, Any], Any]]] = {
     "event": (
         evt.EVT_N_EVENT_REPORT,
-        lambda assoc, ds: assoc.send_n_event_report(
-            ds, 2, data.PRINTER, INSTANCE, msg_id=21
-        ),
+        lambda assoc, ds: assoc.send_n_event_report(ds, 2, data.PRINTER, INSTANCE, msg_id=21),
     ),
     "get": (
         evt.EVT_N_GET,
@@ -89,9 +87,7 @@ ANSWERS = ["success", "warning", "dataset", "failure", "unknown", "nothing", "no
 
 def describe(event: evt.Event) -> dict[str, Any]:
     """All that the event and its request say, in comparable form."""
-    seen: dict[str, Any] = {
-        name: str(getattr(event.request, name, "-")) for name in PRIMITIVES
-    }
+    seen: dict[str, Any] = {name: str(getattr(event.request, name, "-")) for name in PRIMITIVES}
     for name in DATASETS:
         try:
             seen[name] = getattr(event, name).to_json()

@@ -406,9 +406,7 @@ def test_network_timeout_while_a_handler_runs(world: kit.World) -> None:
             time.sleep(1.0)
             return 0
 
-        server = world.serve(
-            CTX, [(evt.EVT_C_STORE, handler)], attributes={"network_timeout": 0.4}
-        )
+        server = world.serve(CTX, [(evt.EVT_C_STORE, handler)], attributes={"network_timeout": 0.4})
         assoc = world.connect(server, CTX)
         return kit.outcome(lambda: assoc.send_c_store(data.image(1)))
 

@@ -103,9 +103,9 @@ def test_role_selection(world: kit.World) -> None:
                 found = [(cx.as_scu, cx.as_scp) for cx in assoc.accepted_contexts]
                 there = back = None
                 if assoc.is_established:
-                    there = kit.outcome(lambda: assoc.send_c_store(data.image(1)))  # noqa: B023
+                    there = kit.outcome(lambda: assoc.send_c_store(data.image(1)))
                     acceptor = server.one()
-                    back = kit.outcome(lambda: acceptor.send_c_store(data.image(2)))  # noqa: B023
+                    back = kit.outcome(lambda: acceptor.send_c_store(data.image(2)))
                     assoc.release()
                     server.quiet()
                 results.append((acceptor_roles, roles, found, there, back))
@@ -131,9 +131,7 @@ def test_user_identity(world: kit.World, kind: int, accept: bool) -> None:
         if kind == 2:
             identity.secondary_field = b"secret"
         identity.positive_response_requested = True
-        server = world.serve(
-            CTX, [(evt.EVT_USER_ID, handler), (evt.EVT_C_ECHO, lambda event: 0)]
-        )
+        server = world.serve(CTX, [(evt.EVT_USER_ID, handler), (evt.EVT_C_ECHO, lambda event: 0)])
         assoc = world.connect(server, CTX, ext_neg=[identity], established=accept)
         reply = assoc.acceptor.user_identity
         echo = kit.outcome(assoc.send_c_echo)

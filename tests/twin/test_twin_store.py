@@ -58,9 +58,7 @@ class Sink:
         else:
             body = kit.sha(event.request.DataSet.getvalue())
             head = kit.sha(event.encoded_dataset(include_meta=True)[:1000])
-        self.got.append(
-            (request_key(event.request), tuple(map(str, event.context)), body, head)
-        )
+        self.got.append((request_key(event.request), tuple(map(str, event.context)), body, head))
         return 0x0000
 
     @property
@@ -155,9 +153,7 @@ def test_verbatim(world: kit.World, files: data.Files) -> None:
 
 @pytest.mark.parametrize("receive", [False, True], ids=["recv-memory", "recv-file"])
 @pytest.mark.parametrize("pdu", [0, 7, 16382], ids=lambda pdu: f"pdu{pdu}")
-def test_chunked_odd_sizes(
-    world: kit.World, files: data.Files, receive: bool, pdu: int
-) -> None:
+def test_chunked_odd_sizes(world: kit.World, files: data.Files, receive: bool, pdu: int) -> None:
     """Chunked sending moves any number of bytes, odd ones too, whatever they mean."""
     sizes = [8, 9, 16375, 16376, 16377, 32752, 50001] if pdu != 7 else [8, 9, 701]
     got: list[tuple[int, str]] = []
@@ -395,7 +391,7 @@ def test_handlers_that_end_badly(
         return first, second, state
 
     with config(STORE_RECV_CHUNKED_DATASET=mode == "file"):
-        first, second, state = kit.against_oracle(world, scenario, handler.__name__, mode)
+        _, _, state = kit.against_oracle(world, scenario, handler.__name__, mode)
     assert state[0] is alive
 
 
@@ -520,7 +516,7 @@ def test_bad_paths(world: kit.World, files: data.Files, chunked: bool) -> None:
         ]
         odd += [path for path in data.shipped() if "bad_meta" in path.name]
         odd += [path.with_name("CTImageStorage_bad_meta.dcm") for path in data.shipped()[-1:]]
-        results = [kit.outcome(lambda: assoc.send_c_store(item)) for item in odd]  # noqa: B023
+        results = [kit.outcome(lambda: assoc.send_c_store(item)) for item in odd]
         results.append(kit.outcome(lambda: assoc.send_c_store(files.made(9))))
         return results, sink.got
 
@@ -603,9 +599,7 @@ def test_unrestricted_storage(world: kit.World) -> None:
         results = [
             kit.outcome(lambda: assoc.send_c_store(data.image(1, sop_class="1.2.3.4.5.6"))),
             kit.outcome(
-                lambda: assoc.send_c_store(
-                    data.image(2, sop_class=data.MR, syntax=data.IMPLICIT)
-                )
+                lambda: assoc.send_c_store(data.image(2, sop_class=data.MR, syntax=data.IMPLICIT))
             ),
         ]
         return results, sink.got

@@ -112,9 +112,7 @@ def test_tls_find(world: kit.World, authority: Authority) -> None:
         yield 0x0000, None
 
     contexts = [(data.STUDY_FIND, data.EXPLICIT)]
-    server = world.serve(
-        contexts, [(evt.EVT_C_FIND, handler)], ssl_context=authority.server()
-    )
+    server = world.serve(contexts, [(evt.EVT_C_FIND, handler)], ssl_context=authority.server())
     assoc = world.connect(server, contexts, tls_args=(authority.client(), "localhost"))
     answers = list(assoc.send_c_find(data.query(PatientID="*"), data.STUDY_FIND))
     assert [ds.PatientID for _, ds in answers[:-1]] == [str(number) for number in range(60)]
@@ -219,5 +217,3 @@ def test_bind_address(world: kit.World) -> None:
     assoc = world.connect(server, CTX, bind_address=("127.0.0.1", port))
     assert assoc.send_c_echo().Status == 0
     assert ports == [("127.0.0.1", port)]
-
-
