@@ -151,7 +151,17 @@ class PeerClosed(ConnectionError):
 
 
 class Cancelled(Exception):
-    """A blocked send was cancelled."""
+    """`hold` or `cancel` was called.
+
+    Attributes
+    ----------
+    begun : bool
+        Whether a part of the message has left.
+    """
+
+    def __init__(self, message, begun=False):
+        super().__init__(message)
+        self.begun = begun
 
 
 class CommandError(ValueError):
@@ -448,7 +458,7 @@ cdef class Connection:
         if code == R_NOMEM:
             raise MemoryError
         if code == R_CANCELLED:
-            raise Cancelled("the send was cancelled")
+            raise Cancelled("the send was cancelled", self.out_sent > 0)
         if code == R_SHORT_FILE:
             raise EOFError("the file is shorter than it was when the transfer began")
         if code == R_ERRNO:

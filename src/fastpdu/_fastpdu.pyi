@@ -29,7 +29,8 @@ class PeerClosed(ConnectionError):
     expected: int
     def __init__(self, received: int = 0, expected: int = 0, error: object = None) -> None: ...
 
-class Cancelled(Exception): ...
+class Cancelled(Exception):
+    begun: bool
 class CommandError(ValueError): ...
 
 @final

@@ -146,7 +146,17 @@ class PeerClosed(ConnectionError):
 
 
 class Cancelled(Exception):
-    """A blocked send was cancelled."""
+    """`hold` or `cancel` was called.
+
+    Attributes
+    ----------
+    begun : bool
+        Whether a part of the message has left.
+    """
+
+    def __init__(self, message: str, begun: bool = False) -> None:
+        super().__init__(message)
+        self.begun = begun
 
 
 class CommandError(ValueError):
@@ -1376,13 +1386,18 @@ class Connection:
         batch = [next(pdus)]  # validates the arguments
         with self._sending(True), self._in_use():
             sent = 0
+            before = self._bytes_sent
             while batch:
                 following = next(pdus, None)
                 size = sum(pdu.size for pdu in batch)
                 buffers = sum(len(pdu.buffers) for pdu in batch)
                 full = size >= _BATCH_SIZE or buffers >= _BATCH_BUFFERS
                 if following is None or full:
-                    self._push(batch, timeout)
+                    try:
+                        self._push(batch, timeout)
+                    except Cancelled as error:
+                        error.begun = self._bytes_sent > before
+                        raise
                     sent += len(batch)
                     batch = []
                 if following is not None:

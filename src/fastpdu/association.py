@@ -39,9 +39,9 @@ class _Checkpoint(threading.Event):
             return
         super().set()
         dul = self._assoc.dul
-        # In direct mode the reactor's thread sleeps until there is work, and mostly there is none
-        if not dul.is_direct or dul.to_user_queue.queue or self._assoc.dimse.msg_queue.queue:
-            dul.roused.set()
+        # In direct mode the reactor's thread waits for work, and mostly there is none
+        if not dul.is_direct or self._assoc._has_work():
+            dul.rouse()
 
 
 class AssociationMixin(stock.Association):
@@ -95,18 +95,26 @@ class AssociationMixin(stock.Association):
     def _wait_for_work(self) -> None:
         """Wait until there is a message, an ACSE primitive, or the end of the association."""
         dul = self.dul
-        while not (
-            self._kill
-            or self._reactor_checkpoint.is_set()
-            and (self.dimse.msg_queue.queue or dul.to_user_queue.queue or dul.idle_timer_expired())
-            or not dul.is_alive()
-        ):
-            if dul.is_direct or self._reactor_checkpoint.is_set():
-                if dul.enter_direct():
-                    dul.idle_direct()
-                    continue
-            dul.roused.wait(BOUND if not dul.is_watched() else None)
+        while not self._kill and dul.is_alive() and not self._has_work():
+            if (dul.is_direct or self._reactor_checkpoint.is_set()) and dul.enter_direct():
+                dul.idle_direct(self._has_work)
+                continue
+            # Objects that are not ours, put in place of those that are, do not tell when they have something
+            dul.roused.wait(BOUND)
             dul.roused.clear()
+            if getattr(self.dimse, "msg_queue", None) is None and self._reactor_checkpoint.is_set():
+                return
+
+    def _has_work(self) -> bool:
+        """Whether there is something that the reactor may attend to now."""
+        if not self._reactor_checkpoint.is_set():
+            return False
+        waiting = getattr(self.dimse, "msg_queue", None)
+        return bool(
+            self.dul.to_user_queue.queue
+            or (waiting is not None and waiting.queue)
+            or self.dul.idle_timer_expired()
+        )
 
     def _is_over(self) -> bool:
         """Do what pynetdicom's reactor does about the end of the association, and say whether it has come."""

@@ -146,7 +146,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         self.event_queue = _Queue(self.stir)
         self.to_provider_queue = _Queue(self.stir)
         self.to_user_queue = _Queue(self.roused.set)
-        self._idle_timer = _Timer(60, self._rouse_idle)
+        self._idle_timer = _Timer(60, self.rouse)
         self.artim_timer = _Timer(30, self.stir)
 
     # State ------------------------------------------------------------------------------------------------------
@@ -207,8 +207,8 @@ class DULServiceProvider(stock.DULServiceProvider):
         if self._connection is not None:
             self._connection.wake()
 
-    def _rouse_idle(self) -> None:
-        """The idle timer has changed: its waiter has to look again."""
+    def rouse(self) -> None:
+        """Wake the association's thread, wherever it waits."""
         self.roused.set()
         if self._connection is not None:
             self._connection.wake()
@@ -341,8 +341,8 @@ class DULServiceProvider(stock.DULServiceProvider):
                 connection.send(context_id, message.command, message.data, max_pdu=max_pdu, timeout=timeout)
             else:
                 self._send_file(connection, context_id, message, max_pdu, timeout)
-        except engine.Cancelled:
-            return connection.bytes_sent != sent
+        except engine.Cancelled as error:
+            return error.begun
         except (EOFError, TimeoutError, ConnectionError) as error:
             self._sending_failed(connection, error)
         except OSError as error:
@@ -422,20 +422,27 @@ class DULServiceProvider(stock.DULServiceProvider):
         if not self._direct or not self._read_token.acquire(blocking=False):
             return
         try:
-            while self._direct and self._assoc.dimse.msg_queue.qsize() < BACKLOG:
+            while self._direct and not self._is_full():
                 if not self._read_step(0):
                     return
         finally:
             self._read_token.release()
 
-    def idle_direct(self) -> None:
-        """On the association's thread: wait for a message, or for anything else to do."""
+    def idle_direct(self, has_work: Callable[[], bool]) -> None:
+        """On the association's thread: wait for a message, or for anything else to do.
+
+        Parameters
+        ----------
+        has_work : callable
+            Says whether there is something to do already. It is asked with the read token in hand, without which
+            nobody can bring a message.
+        """
         lease = self._lease_until - time.monotonic()
         if self._token_wanted or lease > 0:
             # Somebody else reads now and then: come back when that one has not for a while
             self._park(max(lease, LEASE))
-        elif self._assoc.dimse.msg_queue.qsize() >= BACKLOG:
-            self._park_for_long(lambda: self._assoc.dimse.msg_queue.qsize() >= BACKLOG)
+        elif self._is_full():
+            self._park_for_long(self._is_full)
         elif not self._read_token.acquire(blocking=False):
             # Somebody waits for the peer. Most answers come soon, and need not wake us.
             reads = self._reads
@@ -444,10 +451,15 @@ class DULServiceProvider(stock.DULServiceProvider):
                 self._park_for_long(self._read_token.locked)
         else:
             try:
-                if self._direct:
+                if self._direct and not has_work():
                     self._read_step(self._idle_remaining())
             finally:
                 self._read_token.release()
+
+    def _is_full(self) -> bool:
+        """Whether so many messages wait that the socket is to be left alone."""
+        waiting = getattr(self._assoc.dimse, "msg_queue", None)
+        return waiting is not None and waiting.qsize() >= BACKLOG
 
     def _park_for_long(self, reason: Callable[[], bool]) -> None:
         """Wait without the read token until the reader, or who takes messages from the queue, wakes us."""

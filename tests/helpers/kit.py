@@ -286,8 +286,25 @@ def against_oracle(world: World, scenario: Callable[..., Any], *args: Any) -> An
         with world_of("stock", "stock") as oracle:
             _oracles[key] = scenario(oracle, *args)
     result = scenario(world, *args)
-    assert result == _oracles[key]
+    if result != _oracles[key]:
+        raise AssertionError("not as on stock: " + difference(_oracles[key], result))
     return result
+
+
+def difference(stock: Any, here: Any, path: str = "result") -> str:
+    """Where two results first differ, in words."""
+    if type(stock) is type(here) and isinstance(stock, dict):
+        for name in {**stock, **here}:
+            if stock.get(name) != here.get(name):
+                return difference(stock.get(name), here.get(name), f"{path}[{name!r}]")
+    if type(stock) is type(here) and isinstance(stock, (list, tuple)):
+        for index, (one, other) in enumerate(zip(stock, here, strict=False)):
+            if one != other:
+                return difference(one, other, f"{path}[{index}]")
+        return (
+            f"{path}: stock has {len(stock)} items, here {len(here)}\n{stock!s:.700}\n{here!s:.700}"
+        )
+    return f"{path}\nstock: {stock!s:.700}\nhere:  {here!s:.700}"
 
 
 class Checks:

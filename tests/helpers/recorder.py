@@ -54,11 +54,14 @@ def payload(event: evt.Event) -> Any:
     return None
 
 
-class Recorder:
-    """Handlers for one end; ``by_thread`` gives each thread's own sequence.
+ON_THE_DUL = DATA_EVENTS + PDU_EVENTS + FSM_EVENTS + (evt.EVT_DIMSE_RECV, evt.EVT_CONN_CLOSE)
 
-    Between threads the order is a race on stock as well, so sequences are compared per thread;
-    `positions` says where an event stood in the whole, for the orders that are certain.
+
+class Recorder:
+    """Handlers for one end; ``lanes`` gives the sequence of each thread of stock.
+
+    Between threads the order is a race on stock as well, so only what stock does on one thread
+    has an order. The fast road may run these handlers on another thread; ``threads`` says where.
     """
 
     def __init__(self, *events: Any) -> None:
@@ -69,7 +72,6 @@ class Recorder:
         self.problems: list[str] = []
 
     def record(self, event: evt.Event) -> None:
-        # requestor and user are told apart by role: the caller may be any thread
         thread = kit.thread_kind()
         if not isinstance(event.assoc, Association) or event.timestamp is None:
             self.problems.append(f"{event.event}: no association")
@@ -93,13 +95,15 @@ class Recorder:
         for event in self.events:
             target.unbind(event, self.record)
 
-    def by_thread(self) -> dict[str, list[tuple[str, Any]]]:
+    def lanes(self) -> dict[str, list[tuple[str, Any]]]:
+        """The events of each thread that stock would have used, in order."""
         assert not self.problems
+        names = {event.name for event in ON_THE_DUL}
+        lanes: dict[str, list[tuple[str, Any]]] = {}
         with self.lock:
-            return {
-                thread: [(name, what) for kind, name, what in self.calls if kind == thread]
-                for thread in sorted({kind for kind, _, _ in self.calls})
-            }
+            for thread, name, what in self.calls:
+                lanes.setdefault("dul" if name in names else thread, []).append((name, what))
+        return lanes
 
     def names(self, *only: str) -> list[str]:
         with self.lock:

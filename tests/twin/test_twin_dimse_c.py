@@ -242,7 +242,6 @@ def test_find_requests(world: kit.World) -> None:
                 lambda: assoc.send_c_move(ask, "D" * 17, data.STUDY_MOVE),
                 lambda: assoc.send_c_cancel(1, None),
                 lambda: assoc.send_c_cancel(1, 99),
-                lambda: assoc.send_c_find(Dataset(), data.STUDY_FIND),
                 lambda: assoc.send_c_find(ask, data.STUDY_FIND),
             )
         ]

@@ -65,7 +65,7 @@ def send_get(assoc: Any) -> None:
 
 
 def send_n_get(assoc: Any) -> None:
-    assert assoc.send_n_get([0x00100020], data.PRINTER, "1.2.3")[0].Status == 0
+    assert assoc.send_n_get([0x00100020, 0x00100010], data.PRINTER, "1.2.3")[0].Status == 0
 
 
 EXCHANGES = {
@@ -101,7 +101,7 @@ def run(world: kit.World, exchange: str, events: str, log_handlers: str = "stand
     assoc.release()
     server.quiet()
     kit.until(lambda: not assoc.is_alive() and not assoc.dul.is_alive())
-    return scu.by_thread(), scp.by_thread()
+    return scu.lanes(), scp.lanes()
 
 
 @pytest.mark.parametrize("events", list(SETS))
@@ -111,6 +111,36 @@ def test_sequences(world: kit.World, exchange: str, events: str) -> None:
     scu, scp = kit.against_oracle(world, run, exchange, events)
     assert scu
     assert scp
+
+
+@pytest.mark.parametrize("events", ["all", "dimse", "acse"])
+def test_threads(world: kit.World, events: str) -> None:
+    """On which kinds of thread handlers run.
+
+    Watched per PDU: as on stock. Otherwise the fast road has no DUL thread: EVT_DIMSE_RECV is
+    triggered by the thread that reads, which is the one that waits for the message.
+    """
+
+    def scenario(world: kit.World, events: str) -> Any:
+        scu, scp = rec.Recorder(*SETS[events]), rec.Recorder(*SETS[events])
+        server = world.serve(CTX, SERVICES + scp.handlers)
+        assoc = world.connect(server, CTX, scu.handlers)
+        for name in ("echo", "large", "find"):
+            EXCHANGES[name](assoc)
+        assoc.release()
+        server.quiet()
+        kit.until(lambda: not assoc.is_alive() and not assoc.dul.is_alive())
+        return {"scu": scu.threads(), "scp": scp.threads()}
+
+    with kit.world_of("stock", "stock") as oracle:
+        expected = scenario(oracle, events)
+    found = scenario(world, events)
+    for end in ("scu", "scp"):
+        if events == "dimse" and getattr(world, end) == "fast":
+            where = set(found[end].pop("EVT_DIMSE_RECV"))
+            assert where <= {"scu": {"user", "association"}, "scp": {"association"}}[end] | {"dul"}
+            del expected[end]["EVT_DIMSE_RECV"]
+    assert found == expected
 
 
 @pytest.mark.parametrize("level", ["standard", "none"])
@@ -135,7 +165,7 @@ def test_one_side_watched(world: kit.World, side: str, events: str) -> None:
         assoc.release()
         server.quiet()
         kit.until(lambda: not assoc.is_alive() and not assoc.dul.is_alive())
-        return record.by_thread()
+        return record.lanes()
 
     kit.against_oracle(world, scenario, side, events)
 
@@ -161,7 +191,7 @@ def test_bound_between_messages(world: kit.World, events: str) -> None:
                 return count == len(scu.calls) + len(scp.calls)
 
             kit.until(steady)
-            parts.append((scu.by_thread(), scp.by_thread()))
+            parts.append((scu.lanes(), scp.lanes()))
 
         send_large(assoc)
         part()

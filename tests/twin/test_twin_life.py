@@ -232,7 +232,7 @@ def test_events_of_the_end(world: kit.World, way: str) -> None:
         if way == "abort-scp":
             # stock may see the end of the connection before it has read the A-ABORT
             scu.calls = [call for call in scu.calls if "ABORT" not in str(call[2])]
-        return scu.by_thread(), scp.by_thread()
+        return scu.lanes(), scp.lanes()
 
     kit.against_oracle(world, scenario, way)
 
