@@ -52,6 +52,8 @@ class AssociationMixin(stock.Association):
 
     dul: DULServiceProvider
     _transport_options: TransportOptions
+    # Whether the reactor's thread waits for work
+    _is_waiting: bool
     # (SOP class, transfer syntax): accepted context
     _context_cache: dict[tuple[str, str], PresentationContext]
     # SOP class: service class
@@ -77,10 +79,10 @@ class AssociationMixin(stock.Association):
         """Serve messages until the association ends; pynetdicom's loop, waiting where that one sleeps."""
         while not self._kill:
             # To others the reactor is paused while it has nothing to serve: `send_*` need not wait for it
-            self._is_paused = True
+            self._is_waiting = self._is_paused = True
             self._wait_for_work()
             self._reactor_checkpoint.wait()
-            self._is_paused = False
+            self._is_waiting = self._is_paused = False
             if not self._reactor_checkpoint.is_set():
                 # Somebody wants to use the association, and has seen it paused
                 continue
@@ -212,8 +214,12 @@ class AssociationMixin(stock.Association):
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Handle a DIMSE service request; see pynetdicom. A C-STORE for the storage service takes a shorter way."""
-        if not service_class.serve_store(self, msg, context_id):
-            super()._serve_request(msg, context_id)
+        if service_class.serve_store(self, msg, context_id):
+            return
+        super()._serve_request(msg, context_id)
+        if threading.current_thread() is not self:
+            # An N-EVENT-REPORT, served beside the reactor, which need not turn before the next request of ours
+            self._is_paused = self._is_waiting
 
 
 class Association(AssociationMixin):
@@ -259,6 +265,7 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     assoc.__class__ = fast_class(type(assoc))
     fast = cast(AssociationMixin, assoc)
     fast._transport_options = options
+    fast._is_waiting = False
     fast._context_cache = {}
     fast._service_cache = {}
     dul = DULServiceProvider(fast, options)

@@ -681,6 +681,9 @@ class DULServiceProvider(stock.DULServiceProvider):
             return False
         if not _readable(connection):
             return self._wait_is_over(connection)
+        if self.to_provider_queue.queue:
+            # Put there since this turn began; what the user sends comes before what is received
+            return False
         if connection.in_message or (
             self.state_machine.current_state == "Sta6"
             and self._dimse_takes_messages()

@@ -170,7 +170,8 @@ def handshake(server: stock.AssociationServer, client: object) -> bool:
         client.settimeout(None)
     except (OSError, ValueError) as error:
         LOGGER.warning("TLS handshake with a requestor failed: %s", error)
-        server.shutdown_request(client)
+        # Not shut down first: a peer that did not speak TLS at all gets a reset, not our alert as a PDU
+        client.close()
         return False
     return True
 

@@ -72,7 +72,7 @@ class Recorder:
         self.problems: list[str] = []
 
     def record(self, event: evt.Event) -> None:
-        thread = kit.thread_kind()
+        thread = kit.thread_kind(event.assoc)
         if not isinstance(event.assoc, Association) or event.timestamp is None:
             self.problems.append(f"{event.event}: no association")
         try:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,19 @@ def request_key(req: C_STORE) -> tuple[Any, ...]:
     )
 
 
+def content(ds: Dataset) -> str:
+    """All elements in words, but for group lengths, and for the lengths of sequences."""
+    lines = [str(elem) for elem in ds if elem.tag.element != 0]
+    return "\n".join([*lines, kit.sha(ds.get("PixelData", b""))])
+
+
 class Sink:
     """An EVT_C_STORE handler that keeps what it got in comparable form."""
 
     def __init__(self, chunked: bool = False) -> None:
         self.got: list[Any] = []
         self.chunked = chunked
+        self.decoded = False  # compare what the bytes say, not the bytes
 
     def __call__(self, event: evt.Event) -> int:
         if self.chunked:
@@ -57,7 +64,10 @@ class Sink:
             head = kit.sha(whole[: len(whole) - len(data.payload(event.dataset_path))])
         else:
             body = kit.sha(event.request.DataSet.getvalue())
-            head = kit.sha(event.encoded_dataset(include_meta=True)[:1000])
+            whole = event.encoded_dataset(include_meta=True)
+            head = kit.sha(whole[: len(whole) - len(event.request.DataSet.getvalue())])
+        if self.decoded:
+            body = kit.sha(content(dcmread(BytesIO(whole))).encode())
         self.got.append((request_key(event.request), tuple(map(str, event.context)), body, head))
         return 0x0000
 
@@ -93,6 +103,8 @@ def test_every_shipped_file(world: kit.World, mode: str) -> None:
         results = []
         for number, path in enumerate(data.shipped()[:: MODES.index(mode) + 1], 1):
             item = dcmread(path) if mode == "dataset" else path
+            # a fast SCU sends a file verbatim, stock decodes it and encodes it again
+            sink.decoded = mode in ("path", "recv-chunked")
             results.append(kit.outcome(lambda: assoc.send_c_store(item, msg_id=number)))
         assoc.release()
         server.quiet()
@@ -118,6 +130,8 @@ def test_conversion(world: kit.World, mode: str, syntax: str) -> None:
         results = []
         for path in data.shipped()[::3]:
             item = dcmread(path) if mode == "dataset" else path
+            # a fast SCU sends a file verbatim, stock decodes it and encodes it again
+            sink.decoded = mode in ("path", "recv-chunked")
             results.append(kit.outcome(lambda: assoc.send_c_store(item)))
         return results, sink.got
 
@@ -211,7 +225,7 @@ def test_event_attributes(world: kit.World, files: data.Files) -> None:
         assert extra == "extra"
         req = event.request
         assert type(req) is C_STORE
-        assert isinstance(req.DataSet, io.BytesIO)
+        assert isinstance(req.DataSet, BytesIO)
         assert hash(req.DataSet) is not None
         raw = req.DataSet.getvalue()
         assert req.DataSet.tell() == len(raw)
