@@ -1350,7 +1350,8 @@ cdef class Connection:
         return self.out_at == self.out_count
 
     cdef int _send_from_file(
-        self, int context, Outgoing command, int fd, int64_t offset, uint64_t length, uint32_t fragment, int64_t patience
+        self, int context, Outgoing command, int fd, int64_t offset, uint64_t length, uint32_t fragment,
+        int64_t patience,
     ) noexcept nogil:
         cdef size_t size, got
         cdef int64_t r
@@ -1805,7 +1806,10 @@ cdef class SocketConnection(Connection):
         cdef int ready
         if FP_HAVE_FD:
             return fp_poll(
-                self.fd, events | self.extra_events, self.wake_ends[0] if events & FP_IN else self.cancel_ends[0], timeout
+                self.fd,
+                events | self.extra_events,
+                self.wake_ends[0] if events & FP_IN else self.cancel_ends[0],
+                timeout,
             )
         with gil:
             ready = self._select(events, events | self.extra_events, timeout)

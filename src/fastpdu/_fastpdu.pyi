@@ -31,6 +31,7 @@ class PeerClosed(ConnectionError):
 
 class Cancelled(Exception):
     begun: bool
+
 class CommandError(ValueError): ...
 
 @final

@@ -37,7 +37,9 @@ class AE(stock.ApplicationEntity):
         If `transport` is not a TransportOptions.
     """
 
-    def __init__(self, ae_title: str = "PYNETDICOM", *, transport: TransportOptions | None = None) -> None:
+    def __init__(
+        self, ae_title: str = "PYNETDICOM", *, transport: TransportOptions | None = None
+    ) -> None:
         compatibility.check()
         if transport is not None and not isinstance(transport, TransportOptions):
             raise TypeError(f"transport must be a TransportOptions, not {type(transport).__name__}")
@@ -59,9 +61,11 @@ class AE(stock.ApplicationEntity):
         # Arguments 5 and 6 of pynetdicom's method
         names = ("ae_title", "contexts", "ssl_context", "evt_handlers", "server_class")
         kwargs.update(zip(names, args, strict=False))
-        kwargs["server_class"] = fast_server(kwargs.get("server_class") or stock_transport.AssociationServer)
+        kwargs["server_class"] = fast_server(
+            kwargs.get("server_class") or stock_transport.AssociationServer
+        )
         server = super().make_server(address, **kwargs)
-        server.RequestHandlerClass = fast_request_handler(server.RequestHandlerClass)
+        server.RequestHandlerClass = fast_request_handler(cast(Any, server.RequestHandlerClass))
         return server
 
 
@@ -72,16 +76,17 @@ def fast_server(server: type) -> type:
     return type(server.__name__, (ServerMixin, server), {"__module__": server.__module__})
 
 
-def fast_request_handler(handler: type) -> type:
+def fast_request_handler(handler: Any) -> Any:
     """Return a subclass of a request handler class that puts its association on the fast transport."""
-
-    def _create_association(self: Any) -> Association:
-        assoc = cast("Association", super(fast, self)._create_association())
-        upgrade(assoc, getattr(self.ae, "transport", TransportOptions()))
-        return assoc
-
     if not hasattr(handler, "_create_association"):
         # Not pynetdicom's: it has its own way of making associations
         return handler
-    fast = type(handler.__name__, (handler,), {"__module__": handler.__module__, "_create_association": _create_association})
-    return fast
+
+    class FastRequestHandler(handler):  # type: ignore[misc]
+        def _create_association(self) -> Association:
+            assoc = cast("Association", super()._create_association())
+            upgrade(assoc, getattr(self.ae, "transport", TransportOptions()))
+            return assoc
+
+    FastRequestHandler.__name__ = handler.__name__
+    return FastRequestHandler

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom import association as stock
+from pynetdicom.dimse_primitives import C_STORE
 
 from fastpdu import dsutils, service_class, transport
 from fastpdu.dimse import DIMSEServiceProvider
@@ -177,13 +178,15 @@ class AssociationMixin(stock.Association):
         if source is None:
             return super().send_c_store(dataset, msg_id, priority, originator_aet, originator_id)
         try:
-            request = stock.C_STORE()
+            request = C_STORE()
             request.MessageID = msg_id
             request.Priority = priority
             request.MoveOriginatorApplicationEntityTitle = originator_aet
             request.MoveOriginatorMessageID = originator_id
             set_uid(request, "AffectedSOPClassUID", "_affected_sop_class_uid", source.sop_class)
-            set_uid(request, "AffectedSOPInstanceUID", "_affected_sop_instance_uid", source.sop_instance)
+            set_uid(
+                request, "AffectedSOPInstanceUID", "_affected_sop_instance_uid", source.sop_instance
+            )
             request._dataset_path = source.file
             request.DataSet = source.buffer
             return self._exchange_store(request, source.context_id)
@@ -236,7 +239,9 @@ def fast_class(cls: type) -> type:
     if issubclass(cls, AssociationMixin):
         return cls
     if cls not in _FAST_CLASSES:
-        _FAST_CLASSES[cls] = type(cls.__name__, (AssociationMixin, cls), {"__module__": cls.__module__})
+        _FAST_CLASSES[cls] = type(
+            cls.__name__, (AssociationMixin, cls), {"__module__": cls.__module__}
+        )
     return _FAST_CLASSES[cls]
 
 
@@ -260,7 +265,9 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
             assoc._transport_options = assoc.dul._options = options
         return
     if not transport.upgradable(assoc):
-        raise RuntimeError("The association has been started, its transport can no longer be replaced")
+        raise RuntimeError(
+            "The association has been started, its transport can no longer be replaced"
+        )
     old = assoc.dul
     assoc.__class__ = fast_class(type(assoc))
     fast = cast(AssociationMixin, assoc)

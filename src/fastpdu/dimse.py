@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, cast
@@ -57,7 +58,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         super().__init__(assoc)
 
     @property
-    def cancel_req(self) -> dict[int, C_CANCEL]:  # type: ignore[override]
+    def cancel_req(self) -> dict[int, C_CANCEL]:
         """C-CANCEL requests received, by the Message ID that they are for.
 
         Reading it takes what the peer has sent by now: nobody else does while a handler runs.
@@ -89,7 +90,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         # Direct mode has ended, or never began: the reactor fills the queue
         try:
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
-            return cast("_QueueItem", self.msg_queue.get(timeout=left))
+            return self.msg_queue.get(timeout=left)
         except queue.Empty:
             return None, None
 
@@ -99,7 +100,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
     def _next(self) -> _QueueItem | None:
         """Take the next message from the queue, None if there is none."""
         try:
-            item = cast("_QueueItem", self.msg_queue.get_nowait())
+            item = self.msg_queue.get_nowait()
         except queue.Empty:
             return None
         dul = self.dul
@@ -157,15 +158,19 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         evt.trigger(self.assoc, evt.EVT_DIMSE_RECV, {"message": received})
         primitive = received.message_to_primitive()
         # Like pynetdicom: the command set stays with whoever kept the message, the data set does not
-        received.encoded_command_set = messages.BytesIO()
-        received.data_set = messages.BytesIO()
+        received.encoded_command_set = BytesIO()
+        received.data_set = BytesIO()
         received._data_set_file = received._data_set_path = None
         return primitive
 
     def _is_watched(self, event: evt.EventType, default: Any) -> bool:
         """Whether somebody sees the messages: a handler, or pynetdicom's own when it would log something."""
         bound = cast("list[Any] | None", self.assoc._handlers.get(event))
-        if bound and (len(bound) > 1 or bound[0][0] is not default or _HANDLERS_LOGGER.isEnabledFor(logging.INFO)):
+        if bound and (
+            len(bound) > 1
+            or bound[0][0] is not default
+            or _HANDLERS_LOGGER.isEnabledFor(logging.INFO)
+        ):
             return True
         return _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
 
@@ -189,7 +194,9 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             A descriptor to write to, or -1 if the data set shall stay in memory: the message will be refused.
         """
         try:
-            command = messages.to_received_stock_message(message.context_id, message.command, None).command_set
+            command = messages.to_received_stock_message(
+                message.context_id, message.command, None
+            ).command_set
             context = self.assoc._accepted_cx[message.context_id]
             meta = create_file_meta(
                 sop_class_uid=command.AffectedSOPClassUID,
@@ -199,7 +206,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         except Exception as error:
             LOGGER.debug("The data set of this message cannot go to a file: %s", error)
             return -1
-        file: Any = NamedTemporaryFile(delete=False, mode="wb", suffix=".dcm")
+        file: Any = NamedTemporaryFile(delete=False, mode="wb", suffix=".dcm")  # noqa: SIM115
         self.sink = (file, Path(file.name))
         file.write(b"\x00" * 128)
         file.write(b"DICM")

@@ -104,7 +104,9 @@ _LAYOUTS = {
 }
 _BY_MESSAGE = {layout.message: layout for layout in _LAYOUTS.values()}
 _REQUESTS = {primitive: _BY_MESSAGE[message] for primitive, message in dimse._RQ_TO_MESSAGE.items()}
-_RESPONSES = {primitive: _BY_MESSAGE[message] for primitive, message in dimse._RSP_TO_MESSAGE.items()}
+_RESPONSES = {
+    primitive: _BY_MESSAGE[message] for primitive, message in dimse._RSP_TO_MESSAGE.items()
+}
 
 
 class Encoded:
@@ -161,7 +163,7 @@ def layout_of(primitive: Any) -> _Layout:
 
 def to_stock_message(primitive: Any, context_id: int) -> dimse_messages.DIMSEMessage:
     """Return pynetdicom's message for a primitive, as `DIMSEServiceProvider.send_msg` makes it."""
-    message = cast(dimse_messages.DIMSEMessage, layout_of(primitive).message())
+    message = layout_of(primitive).message()
     message.primitive_to_message(primitive)
     message.context_id = context_id
     return message
@@ -260,7 +262,7 @@ def to_primitive(message: engine.Message) -> Any:
     layout = _LAYOUTS.get(elements.get(COMMAND_FIELD, -1))
     if layout is None or not _TAG_ELEMENTS.isdisjoint(elements):
         return None
-    primitive = layout.primitive()
+    primitive: Any = layout.primitive()
     settable = layout.settable
     for element, value in elements.items():
         keyword = settable.get(element)

@@ -6,12 +6,11 @@ import os
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
-from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.tag import Tag
-from pydicom.uid import UID
 from pynetdicom import _handlers, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 
@@ -188,7 +187,9 @@ def _from_dataset(assoc: Association, dataset: Dataset) -> StoreSource | None:
     buffers = encode_unjoined(dataset, *encoding)
     if buffers is None:
         return None
-    return StoreSource(sop_class, sop_instance, cast(int, context.context_id), buffer=BufferList(buffers))
+    return StoreSource(
+        sop_class, sop_instance, cast(int, context.context_id), buffer=BufferList(buffers)
+    )
 
 
 def _encoding_of(dataset: Dataset) -> tuple[bool | None, bool | None]:
@@ -228,7 +229,7 @@ def encode_unjoined(dataset: Dataset, implicit: bool, little: bool) -> list[Any]
         if element.is_implicit_VR != implicit or not element.is_little_endian:
             return None
     else:
-        undefined = cast(DataElement, element).is_undefined_length
+        undefined = element.is_undefined_length
     encapsulated = dataset.file_meta.TransferSyntaxUID.is_encapsulated
     if undefined != encapsulated or (not implicit and vr not in ("OB", "OW")):
         return None
@@ -263,7 +264,10 @@ def is_plain_response(response: Any) -> bool:
     return (
         type(response) in _PLAIN_RESPONSES
         and response.is_valid_response
-        and all(getattr(response, keyword, None) is None for keyword in response.STATUS_OPTIONAL_KEYWORDS)
+        and all(
+            getattr(response, keyword, None) is None
+            for keyword in response.STATUS_OPTIONAL_KEYWORDS
+        )
     )
 
 
@@ -272,4 +276,6 @@ def status_dataset(status: int) -> Dataset:
 
     Its element is made when somebody looks at it.
     """
-    return Dataset({_STATUS: RawDataElement(_STATUS, "US", 2, status.to_bytes(2, "little"), 0, False, True)})
+    return Dataset(
+        {_STATUS: RawDataElement(_STATUS, "US", 2, status.to_bytes(2, "little"), 0, False, True)}
+    )

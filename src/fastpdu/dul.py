@@ -304,7 +304,9 @@ class DULServiceProvider(stock.DULServiceProvider):
                 connection.hold()
                 connection.wake()
             if self._running:
-                thread = threading.Thread(target=self._run_target, name=self.name, daemon=self.daemon)
+                thread = threading.Thread(
+                    target=self._run_target, name=self.name, daemon=self.daemon
+                )
                 thread.start()
         self.roused.set()
 
@@ -338,7 +340,9 @@ class DULServiceProvider(stock.DULServiceProvider):
         sent = connection.bytes_sent
         try:
             if message.file is None:
-                connection.send(context_id, message.command, message.data, max_pdu=max_pdu, timeout=timeout)
+                connection.send(
+                    context_id, message.command, message.data, max_pdu=max_pdu, timeout=timeout
+                )
             else:
                 self._send_file(connection, context_id, message, max_pdu, timeout)
         except engine.Cancelled as error:
@@ -352,7 +356,12 @@ class DULServiceProvider(stock.DULServiceProvider):
         return True
 
     def _send_file(
-        self, connection: engine.Connection, context_id: int, message: Encoded, max_pdu: int, timeout: float | None
+        self,
+        connection: engine.Connection,
+        context_id: int,
+        message: Encoded,
+        max_pdu: int,
+        timeout: float | None,
     ) -> None:
         if isinstance(message.file, OpenFile):
             connection.send_file(
@@ -369,7 +378,9 @@ class DULServiceProvider(stock.DULServiceProvider):
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
             length = max(os.fstat(fd).st_size - offset, 0)
-            connection.send_file(context_id, message.command, fd, offset, length, max_pdu=max_pdu, timeout=timeout)
+            connection.send_file(
+                context_id, message.command, fd, offset, length, max_pdu=max_pdu, timeout=timeout
+            )
         finally:
             os.close(fd)
 
@@ -399,7 +410,9 @@ class DULServiceProvider(stock.DULServiceProvider):
             self._token_wanted += 1
             try:
                 cast(engine.Connection, self._connection).wake()
-                if not self._read_token.acquire(timeout=_remaining(deadline, threading.TIMEOUT_MAX)):
+                if not self._read_token.acquire(
+                    timeout=_remaining(deadline, threading.TIMEOUT_MAX)
+                ):
                     return
             finally:
                 self._token_wanted -= 1
@@ -555,6 +568,8 @@ class DULServiceProvider(stock.DULServiceProvider):
         while True:
             if not self._assoc._dul_ready.is_set():
                 self._assoc._dul_ready.set()
+                # Like pynetdicom, before anything is done: who has just started a server thread relies on it
+                time.sleep(self._run_loop_delay)
             if self._killed:
                 return False
             if self._retirement is not None and self._retire():
@@ -597,7 +612,12 @@ class DULServiceProvider(stock.DULServiceProvider):
             left = max(artim.remaining, 0) + 0.001
             bound = left if bound is None else min(bound, left)
         # Only now: `_is_transport_event` may have consumed the wake-up that came with one of these
-        if self._retirement is not None or self._killed or self.to_provider_queue.queue or self.event_queue.queue:
+        if (
+            self._retirement is not None
+            or self._killed
+            or self.to_provider_queue.queue
+            or self.event_queue.queue
+        ):
             return
         if connection is None:
             self._stirred.wait(bound)
@@ -644,7 +664,9 @@ class DULServiceProvider(stock.DULServiceProvider):
 
     def _drop_sink(self) -> None:
         """Remove what a message leaves behind that will never be complete."""
-        drop = getattr(self._assoc.dimse, "drop_sink", None) if hasattr(self._assoc, "dimse") else None
+        drop = (
+            getattr(self._assoc.dimse, "drop_sink", None) if hasattr(self._assoc, "dimse") else None
+        )
         if drop is not None:
             drop()
 
@@ -734,7 +756,9 @@ class DULServiceProvider(stock.DULServiceProvider):
                 self._connection.abandon()
             self.event_queue.put("Evt19")
             return
-        if getattr(self._assoc.dimse, "sink", None) is not None and not isinstance(error, ConnectionError):
+        if getattr(self._assoc.dimse, "sink", None) is not None and not isinstance(
+            error, ConnectionError
+        ):
             LOGGER.error("Unable to write the received data set: %s", error)
             if self._connection is not None:
                 self._connection.abandon()
@@ -778,7 +802,12 @@ class DULServiceProvider(stock.DULServiceProvider):
 
     def _send(self, pdu: _PDUType) -> None:
         """Encode and send a PDU; see pynetdicom."""
-        if isinstance(pdu, A_ABORT_RQ) and pdu.source == 0x02 and self._abort_reason and not self.is_watched():
+        if (
+            isinstance(pdu, A_ABORT_RQ)
+            and pdu.source == 0x02
+            and self._abort_reason
+            and not self.is_watched()
+        ):
             pdu.reason_diagnostic = self._abort_reason
         connection = self._attach()
         if connection is None or not _WATCHABLE_SOCKET_METHODS.isdisjoint(self.socket.__dict__):
@@ -788,7 +817,9 @@ class DULServiceProvider(stock.DULServiceProvider):
         if isinstance(pdu, A_ABORT_RQ):
             connection.cancel()
         try:
-            connection.send_bytes(data, timeout=self._options.send_timeout or self._assoc.network_timeout)
+            connection.send_bytes(
+                data, timeout=self._options.send_timeout or self._assoc.network_timeout
+            )
             evt.trigger(self._assoc, evt.EVT_DATA_SENT, {"data": data})
         except Exception as error:
             LOGGER.debug("The PDU could not be sent: %s", error)

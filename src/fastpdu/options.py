@@ -108,7 +108,16 @@ def _check_int(name: str, value: object, least: int, *, optional: bool = False) 
 def _parse(name: str, text: str) -> object:
     """Convert the text of an environment variable to the type of its option."""
     if name in ("nodelay", "quickack"):
-        states = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+        states = {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "on": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "off": False,
+        }
         try:
             return states[text.lower()]
         except KeyError:

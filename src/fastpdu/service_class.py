@@ -41,9 +41,16 @@ def serve_store(assoc: Association, request: Any, context_id: int) -> bool:
     if type(request) is not C_STORE or assoc._sent_release or not request.is_valid_request:
         return False
     context = assoc._accepted_cx.get(context_id)
-    if context is None or _config.UNRESTRICTED_STORAGE_SERVICE or assoc.acceptor.accepted_common_extended:
+    if (
+        context is None
+        or _config.UNRESTRICTED_STORAGE_SERVICE
+        or assoc.acceptor.accepted_common_extended
+    ):
         return False
-    if _service_of(assoc, cast(str, request.AffectedSOPClassUID)) is not _STORAGE or _STORAGE.SCP is not _STOCK_SCP:
+    if (
+        _service_of(assoc, cast(str, request.AffectedSOPClassUID)) is not _STORAGE
+        or _STORAGE.SCP is not _STOCK_SCP
+    ):
         return False
     service = _STORAGE(assoc)
     try:
@@ -79,7 +86,9 @@ def _serve(service: stock.StorageServiceClass, request: Any, context: Any) -> No
         attempt.error_msg = "Exception in handler bound to 'evt.EVT_C_STORE'"
         attempt.error_status = 0xC211
         try:
-            status = evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context.as_tuple})
+            status = evt.trigger(
+                assoc, evt.EVT_C_STORE, {"request": request, "context": context.as_tuple}
+            )
         finally:
             _remove_file(request)
     # The handler raised, aborted or released

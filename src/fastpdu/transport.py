@@ -11,6 +11,7 @@ import ssl
 import threading
 import weakref
 from collections import Counter
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
 
 from pynetdicom import transport as stock
@@ -52,7 +53,9 @@ def tune(sock: socket.socket, options: TransportOptions) -> None:
             try:
                 sock.setsockopt(socket.SOL_SOCKET, number, size)
             except OSError as error:
-                raise OSError(error.errno, f"the system refuses {name}={size}: {error.strerror}") from error
+                raise OSError(
+                    error.errno, f"the system refuses {name}={size}: {error.strerror}"
+                ) from error
 
 
 def tunable(sock: object) -> bool:
@@ -143,7 +146,9 @@ def accept(server: stock.AssociationServer) -> tuple[socket.socket, Any]:
     """Accept a connection without waiting for its TLS handshake: `AssociationServer.get_request`."""
     client, address = server.socket.accept()  # type: ignore[union-attr]
     if server.ssl_context:
-        client = server.ssl_context.wrap_socket(client, server_side=True, do_handshake_on_connect=False)
+        client = server.ssl_context.wrap_socket(
+            client, server_side=True, do_handshake_on_connect=False
+        )
     return client, address
 
 
@@ -178,9 +183,11 @@ def handshake(server: stock.AssociationServer, client: object) -> bool:
 
 def finish_request(server: stock.AssociationServer, client: Any, address: Any) -> None:
     """Hand an accepted connection to the request handler once it is secured: `AssociationServer.finish_request`."""
-    if isinstance(client, ssl.SSLSocket) and not isinstance(server, stock.ThreadingMixIn):
+    if isinstance(client, ssl.SSLSocket) and not isinstance(server, ThreadingMixIn):
         # This server has no thread per request: a silent peer must not stop the others
-        threading.Thread(target=_secure_and_handle, args=(server, client, address), daemon=True).start()
+        threading.Thread(
+            target=_secure_and_handle, args=(server, client, address), daemon=True
+        ).start()
     else:
         _secure_and_handle(server, client, address)
 
