@@ -73,7 +73,8 @@ def fast_server(server: type) -> type:
     """Return a subclass of a server class that does not wait for TLS handshakes while it accepts."""
     if issubclass(server, ServerMixin):
         return server
-    return type(server.__name__, (ServerMixin, server), {"__module__": server.__module__})
+    # Behind the server in the order of resolution: what it overrides comes first
+    return type(server.__name__, (server, ServerMixin), {"__module__": server.__module__})
 
 
 def fast_request_handler(handler: Any) -> Any:

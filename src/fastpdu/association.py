@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 LOGGER = stock.LOGGER
 
 
+# What the reactor asks after each message, unless somebody has replaced it on the instance
+_ACSE_QUESTIONS = frozenset({"is_release_requested", "is_aborted"})
+
+
 class _Checkpoint(threading.Event):
     """The event that lets the association's reactor serve messages."""
 
@@ -121,6 +125,13 @@ class AssociationMixin(stock.Association):
 
     def _is_over(self) -> bool:
         """Do what pynetdicom's reactor does about the end of the association, and say whether it has come."""
+        if (
+            not self.dul.to_user_queue.queue
+            and self.dul.is_alive()
+            and not self.dul.idle_timer_expired()
+            and _ACSE_QUESTIONS.isdisjoint(self.acse.__dict__)
+        ):
+            return False
         if self.is_established and self.acse.is_release_requested():
             self.acse.send_release(is_response=True)
             LOGGER.info("Association Released")

@@ -55,6 +55,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         self._cancel_req: dict[int, C_CANCEL] = {}
         # While a data set goes to a file: pynetdicom's temporary file, and its message
         self.sink: Any = None
+        self._waiters = 0
         super().__init__(assoc)
 
     @property
@@ -88,17 +89,29 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             if item is not None:
                 return item
         # Direct mode has ended, or never began: the reactor fills the queue
+        self._waiters += 1
         try:
+            if isinstance(dul, DULServiceProvider) and dul.is_over:
+                return self._next() or (None, None)
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
             return self.msg_queue.get(timeout=left)
         except queue.Empty:
             return None, None
+        finally:
+            self._waiters -= 1
+
+    def release_waiters(self) -> None:
+        """The association is over: nobody needs to wait for a message until the DIMSE timeout."""
+        for _ in range(self._waiters):
+            self.msg_queue.put((None, None))
 
     def _has_message(self) -> bool:
-        return not self.msg_queue.empty()
+        return bool(self.msg_queue.queue)
 
     def _next(self) -> _QueueItem | None:
         """Take the next message from the queue, None if there is none."""
+        if not self.msg_queue.queue:
+            return None
         try:
             item = self.msg_queue.get_nowait()
         except queue.Empty:

@@ -7,6 +7,7 @@ somebody watches, goes through pynetdicom's own `DIMSEMessage`, so that logs, wa
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
 from typing import Any, cast
@@ -64,6 +65,55 @@ _UID_ATTRIBUTES = {
 _TAG_ELEMENTS = {0x0901, 0x1005}
 
 
+_is_conformant = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*").fullmatch
+
+
+@lru_cache(maxsize=1024)
+def _conformant_uid(text: str) -> UID | None:
+    """Return a UID that every validator of pydicom and pynetdicom accepts, without asking them; else None."""
+    if len(text) > 64 or not _is_conformant(text):
+        return None
+    return str.__new__(UID, text)
+
+
+def set_uid(primitive: Any, keyword: str, attribute: str, value: str) -> None:
+    """Set a UID parameter of a primitive, by its own setter if there is anything to check.
+
+    Parameters
+    ----------
+    primitive : pynetdicom.dimse_primitives.DIMSEPrimitive
+        The primitive.
+    keyword : str
+        The parameter.
+    attribute : str
+        The attribute that holds it.
+    value : str
+        The UID.
+    """
+    uid = _conformant_uid(value) if _config.VALIDATORS["UI"] is _validators.validate_ui else None
+    if uid is None:
+        setattr(primitive, keyword, value)
+    else:
+        setattr(primitive, attribute, uid)
+
+
+def _set_plain(primitive: Any, keyword: str, attribute: str, value: Any) -> None:
+    setattr(primitive, attribute, value)
+
+
+def _set_checked(primitive: Any, keyword: str, attribute: str, value: Any) -> None:
+    setattr(primitive, keyword, value)
+
+
+def _setter_for(keyword: str) -> tuple[Callable[[Any, str, str, Any], None], str, str]:
+    """Return how a received value is set: (function, keyword, attribute)."""
+    if keyword in _PLAIN_ATTRIBUTES:
+        return _set_plain, keyword, _PLAIN_ATTRIBUTES[keyword]
+    if keyword in _UID_ATTRIBUTES:
+        return set_uid, keyword, _UID_ATTRIBUTES[keyword]
+    return _set_checked, keyword, ""
+
+
 class _Layout:
     """What the messages of one type are made of.
 
@@ -81,7 +131,7 @@ class _Layout:
         The attribute of the primitive that holds the data set.
     """
 
-    __slots__ = ("data_keyword", "elements", "field", "message", "primitive", "settable")
+    __slots__ = ("data_keyword", "elements", "field", "message", "primitive", "setters")
 
     def __init__(self, field: int, name: str, message: type[dimse_messages.DIMSEMessage]) -> None:
         self.field = field
@@ -94,7 +144,12 @@ class _Layout:
             for keyword in dimse_messages._COMMAND_SET_KEYWORDS[name]
             if keyword in _ELEMENTS and hasattr(probe, keyword)
         )
-        self.settable = {e: k for e, k in _KEYWORDS.items() if hasattr(probe, k)}
+        # How to set a received element: (setter, arguments before the value)
+        self.setters = {
+            element: _setter_for(keyword)
+            for element, keyword in _KEYWORDS.items()
+            if hasattr(probe, keyword)
+        }
         self.data_keyword = dimse_messages._DATASET_KEYWORDS.get(message.__name__)
 
 
@@ -263,17 +318,11 @@ def to_primitive(message: engine.Message) -> Any:
     if layout is None or not _TAG_ELEMENTS.isdisjoint(elements):
         return None
     primitive: Any = layout.primitive()
-    settable = layout.settable
+    setters = layout.setters
     for element, value in elements.items():
-        keyword = settable.get(element)
-        if keyword is None:
-            continue
-        if keyword in _PLAIN_ATTRIBUTES:
-            setattr(primitive, _PLAIN_ATTRIBUTES[keyword], value)
-        elif keyword in _UID_ATTRIBUTES:
-            set_uid(primitive, keyword, _UID_ATTRIBUTES[keyword], value)
-        else:
-            setattr(primitive, keyword, value)
+        if element in setters:
+            set_value, keyword, attribute = setters[element]
+            set_value(primitive, keyword, attribute, value)
     if layout.data_keyword:
         setattr(primitive, layout.data_keyword, _stream(message.data))
     primitive._context_id = message.context_id
@@ -306,35 +355,3 @@ def _stream(data: bytes | None) -> BytesIO:
     stream = BytesIO(data or b"")
     stream.seek(0, 2)
     return stream
-
-
-_is_conformant = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*").fullmatch
-
-
-@lru_cache(maxsize=1024)
-def _conformant_uid(text: str) -> UID | None:
-    """Return a UID that every validator of pydicom and pynetdicom accepts, without asking them; else None."""
-    if len(text) > 64 or not _is_conformant(text):
-        return None
-    return str.__new__(UID, text)
-
-
-def set_uid(primitive: Any, keyword: str, attribute: str, value: str) -> None:
-    """Set a UID parameter of a primitive, by its own setter if there is anything to check.
-
-    Parameters
-    ----------
-    primitive : pynetdicom.dimse_primitives.DIMSEPrimitive
-        The primitive.
-    keyword : str
-        The parameter.
-    attribute : str
-        The attribute that holds it.
-    value : str
-        The UID.
-    """
-    uid = _conformant_uid(value) if _config.VALIDATORS["UI"] is _validators.validate_ui else None
-    if uid is None:
-        setattr(primitive, keyword, value)
-    else:
-        setattr(primitive, attribute, uid)

@@ -102,6 +102,8 @@ def _user_watches_sending(assoc: Association) -> bool:
 
 
 def _from_file(assoc: Association, path: Any, chunked: bool) -> StoreSource | None:
+    if not isinstance(path, (str, os.PathLike)):
+        return None
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except (OSError, TypeError, ValueError):
@@ -261,13 +263,12 @@ _PLAIN_RESPONSES = (C_STORE, C_ECHO)
 
 def is_plain_response(response: Any) -> bool:
     """Whether a response is valid and says nothing about its status but the status."""
-    return (
-        type(response) in _PLAIN_RESPONSES
-        and response.is_valid_response
-        and all(
-            getattr(response, keyword, None) is None
-            for keyword in response.STATUS_OPTIONAL_KEYWORDS
-        )
+    if type(response) not in _PLAIN_RESPONSES or response._status is None:
+        return False
+    if response._message_id_being_responded_to is None:
+        return False
+    return all(
+        getattr(response, keyword, None) is None for keyword in response.STATUS_OPTIONAL_KEYWORDS
     )
 
 

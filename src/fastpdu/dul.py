@@ -18,13 +18,13 @@ import os
 import queue
 import threading
 import time
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
-from pynetdicom import _handlers, evt, fsm
+from pynetdicom import _config, _handlers, evt, fsm
 from pynetdicom import dul as stock
 from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.timer import Timer
-from pynetdicom.utils import make_target
 
 from fastpdu import engine
 from fastpdu.dimse_messages import OpenFile
@@ -49,6 +49,8 @@ BOUND = 0.05
 LEASE = 0.02
 # Messages that may wait for somebody who does not take them, before the socket is left alone
 BACKLOG = 8
+# Reads of up to 64 KiB that are thrown away before a connection is closed on which the peer broke the protocol
+DRAIN = 64
 
 _DT_1, _DT_2 = fsm.ACTIONS["DT-1"], fsm.ACTIONS["DT-2"]
 _WATCHABLE_METHODS = frozenset(
@@ -138,11 +140,13 @@ class DULServiceProvider(stock.DULServiceProvider):
         self._parked_for_long = False
         self._unread_failure: Exception | None = None
         self._abort_reason = 0
+        # After a protocol error nobody knows where the next PDU begins
+        self._out_of_step = False
 
         super().__init__(assoc)
 
-        # Of the context in which this object is made, like the thread's own target
-        self._run_target = make_target(self.run_reactor)
+        # What pynetdicom's `make_target` keeps for the DUL's thread: there may be more than one such thread here
+        self._context = copy_context() if _config.PASS_CONTEXTVARS else None
         self.event_queue = _Queue(self.stir)
         self.to_provider_queue = _Queue(self.stir)
         self.to_user_queue = _Queue(self.roused.set)
@@ -155,6 +159,11 @@ class DULServiceProvider(stock.DULServiceProvider):
     def is_direct(self) -> bool:
         """Whether the association is in direct mode."""
         return self._direct
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the association has begun and ended."""
+        return self._dead.is_set()
 
     @property
     def connection(self) -> engine.Connection | None:
@@ -236,16 +245,24 @@ class DULServiceProvider(stock.DULServiceProvider):
         return not _WATCHABLE_SOCKET_METHODS.isdisjoint(getattr(self.socket, "__dict__", ()))
 
     def _may_be_direct(self) -> bool:
+        """Whether direct mode may begin."""
         return (
             self._running
             and not self._killed
-            and self.state_machine.current_state == "Sta6"
             and self._assoc.is_established
-            and self._dimse_takes_messages()
             and not self.event_queue.queue
             and not self.to_provider_queue.queue
-            and not self.is_watched()
             and tunable(getattr(self.socket, "socket", None))
+            and self._may_stay_direct()
+        )
+
+    def _may_stay_direct(self) -> bool:
+        """Whether direct mode may go on: what ends it without telling. Asked before each message."""
+        return (
+            self.state_machine.current_state == "Sta6"
+            and not self.is_watched()
+            and self._dimse_takes_messages()
+            and getattr(self.socket, "socket", None) is self._connected_socket
         )
 
     def _dimse_takes_messages(self) -> bool:
@@ -256,7 +273,7 @@ class DULServiceProvider(stock.DULServiceProvider):
     def enter_direct(self) -> bool:
         """Enter direct mode, if that is possible, and say whether the association is in it."""
         if self._direct:
-            if self._may_be_direct():
+            if self._may_stay_direct():
                 return True
             self.leave_direct()
             return False
@@ -284,6 +301,7 @@ class DULServiceProvider(stock.DULServiceProvider):
                 return False
             connection = self._attach()
             half_a_pdu = connection is not None and connection.in_pdu and not connection.in_message
+            # (attached before it is asked, since it must be the socket that is used)
             if connection is not None and not half_a_pdu and self._may_be_direct():
                 self._learn_maxima(connection)
                 connection.resume()
@@ -304,10 +322,12 @@ class DULServiceProvider(stock.DULServiceProvider):
                 connection.hold()
                 connection.wake()
             if self._running:
-                thread = threading.Thread(
-                    target=self._run_target, name=self.name, daemon=self.daemon
-                )
-                thread.start()
+                threading.Thread(
+                    target=self._in_context,
+                    args=(self.run_reactor,),
+                    name=self.name,
+                    daemon=self.daemon,
+                ).start()
         self.roused.set()
 
     # Reading and writing in direct mode ---------------------------------------------------------------------------
@@ -509,7 +529,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         try:
             if not connection.in_message and connection.wait(timeout) != engine.READY:
                 return False
-            if not connection.in_message and not self._may_be_direct():
+            if not connection.in_message and not self._may_stay_direct():
                 self.leave_direct()
                 return False
             outcome = self._take_message(connection, 0 if timeout == 0 else None)
@@ -536,8 +556,15 @@ class DULServiceProvider(stock.DULServiceProvider):
                 return message
             connection.set_sink(dimse.open_sink(connection.partial))
         self._idle_timer.restart()
-        dimse.receive_message(message)
+        self._in_context(dimse.receive_message, message)
         return engine.READY
+
+    def _in_context(self, function: Callable[..., None], *args: Any) -> None:
+        """Call a function with the context variables of the DUL's thread (`_config.PASS_CONTEXTVARS`)."""
+        if self._context is None:
+            function(*args)
+        else:
+            self._context.copy().run(function, *args)
 
     def _learn_maxima(self, connection: engine.Connection) -> None:
         """Take over the maximum lengths that were negotiated (PS3.8 D.1): ours for reading, the peer's for writing."""
@@ -572,14 +599,14 @@ class DULServiceProvider(stock.DULServiceProvider):
                 time.sleep(self._run_loop_delay)
             if self._killed:
                 return False
-            if self._retirement is not None and self._retire():
-                return True
             if self.artim_timer.expired:
                 self.event_queue.put("Evt18")
+            received = False
             try:
                 if self._process_recv_primitive():
                     pass
                 elif self._is_transport_event():
+                    received = True
                     self._idle_timer.restart()
             except Exception as error:
                 self._abort_hard(error)
@@ -588,7 +615,11 @@ class DULServiceProvider(stock.DULServiceProvider):
                 event = self.event_queue.get(block=False)
             except queue.Empty:
                 self.roused.set()
-                self._rest()
+                if not received:
+                    # Only in a turn without anything to do: what ended direct mode has been attended to
+                    if self._retirement is not None and self._retire():
+                        return True
+                    self._rest()
                 continue
             try:
                 self.state_machine.do_action(event)
@@ -661,6 +692,9 @@ class DULServiceProvider(stock.DULServiceProvider):
         self._drop_sink()
         self._dead.set()
         self.roused.set()
+        release_waiters = getattr(getattr(self._assoc, "dimse", None), "release_waiters", None)
+        if release_waiters is not None:
+            release_waiters()
 
     def _drop_sink(self) -> None:
         """Remove what a message leaves behind that will never be complete."""
@@ -701,6 +735,10 @@ class DULServiceProvider(stock.DULServiceProvider):
             else:
                 self.event_queue.put("Evt17")
             return False
+        if self._out_of_step and self.state_machine.current_state == "Sta13":
+            self._drain()
+            cast(Any, self.socket).close()
+            return True
         if not _readable(connection):
             return self._wait_is_over(connection)
         if self.to_provider_queue.queue:
@@ -714,6 +752,17 @@ class DULServiceProvider(stock.DULServiceProvider):
             return self._receive_message(connection)
         self._read_pdu_data()
         return True
+
+    def _drain(self) -> None:
+        """Throw away what the peer has sent, so that the close that follows does not reset our A-ABORT."""
+        sock = self._connected_socket
+        try:
+            sock.setblocking(False)
+            for _ in range(DRAIN):
+                if not sock.recv(65536):
+                    return
+        except (OSError, ValueError) as error:
+            LOGGER.debug("Drained: %s", error)
 
     def _wait_is_over(self, connection: engine.Connection) -> bool:
         """Nothing can be read now: that ends Sta13, and a PDU that has been waited for too long."""
@@ -752,6 +801,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         if isinstance(error, engine.ProtocolError):
             LOGGER.error("%s" if error.reason == 1 else "Received an invalid PDU: %s", error)
             self._abort_reason = error.reason
+            self._out_of_step = True
             if self._connection is not None:
                 self._connection.abandon()
             self.event_queue.put("Evt19")

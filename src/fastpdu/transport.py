@@ -197,16 +197,16 @@ def _secure_and_handle(server: stock.AssociationServer, client: Any, address: An
         server.RequestHandlerClass(client, address, server)
 
 
-class ServerMixin:
+class ServerMixin(stock.AssociationServer):
     """An association server that does not wait for a peer while it accepts the next one."""
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; see `accept`."""
-        return accept(self)  # type: ignore[arg-type]
+        return accept(self)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Handle a connection; see `finish_request`."""
-        finish_request(self, request, client_address)  # type: ignore[arg-type]
+        finish_request(self, request, client_address)
 
 
 def upgradable(assoc: Association) -> bool:

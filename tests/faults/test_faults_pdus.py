@@ -242,11 +242,15 @@ def test_against_an_scu(world: kit.World, bad: Case, state: str) -> None:
         raw.accept(peer)
         if state == "waiting":
             peer.message()
+        else:
+            assert established.wait(10)
         peer.send(bad.sent)
         return peer.abort_code()
 
+    established = threading.Event()
     with raw.Acceptor(script) as acceptor:
         assoc = connect(world, acceptor)
+        established.set()
         if state == "waiting":
             result = kit.outcome(assoc.send_c_echo)
             assert result == () or result[0] == "RuntimeError"

@@ -66,6 +66,7 @@ def test_many_threads(world: kit.World, files: data.Files, shared: bool) -> None
             ae = kit.make_ae(world.scu, name)
             ae.add_requested_context(data.CT, data.EXPLICIT)
         assoc = ae.associate(*server.address)
+        kit.mend(assoc)
         assert assoc.is_established
         for index in range(20):
             image = data.image(index, 500 + 1000 * (index % 5), seed=number + 10)

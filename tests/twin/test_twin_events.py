@@ -132,8 +132,7 @@ def test_threads(world: kit.World, events: str) -> None:
         kit.until(lambda: not assoc.is_alive() and not assoc.dul.is_alive())
         return {"scu": scu.threads(), "scp": scp.threads()}
 
-    with kit.world_of("stock", "stock") as oracle:
-        expected = scenario(oracle, events)
+    expected = kit.oracle(scenario, events)
     found = scenario(world, events)
     for end in ("scu", "scp"):
         if events == "dimse" and getattr(world, end) == "fast":

@@ -625,7 +625,7 @@ def test_unrestricted_storage(world: kit.World) -> None:
 def test_uid_conformance(world: kit.World) -> None:
     """ENFORCE_UID_CONFORMANCE applies to what is sent and to what is received."""
 
-    def scenario(world: kit.World) -> Any:
+    def scenario(world: kit.World, enforce: bool) -> Any:
         sink = Sink()
         server = world.serve(CTX, sink.handlers)
         assoc = world.connect(server, CTX)
@@ -635,8 +635,7 @@ def test_uid_conformance(world: kit.World) -> None:
 
     for enforce in (False, True):
         with config(ENFORCE_UID_CONFORMANCE=enforce):
-            kit._oracles.pop((__name__, scenario.__qualname__, "()"), None)
-            kit.against_oracle(world, scenario)
+            kit.against_oracle(world, scenario, enforce)
 
 
 def test_default_handler(world: kit.World, files: data.Files) -> None:
