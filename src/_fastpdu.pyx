@@ -682,8 +682,8 @@ cdef class Connection:
             return R_OK
         if p[0] == 0 or p[0] > 7:
             return self._broke(1, "unrecognised PDU type")
-        if length > 4:
-            return self._broke(6, "PDU of a fixed length that is longer")
+        if length > 4 or (length < 4 and p[0] != 7):
+            return self._broke(6, "PDU of a fixed length with another length")
         return R_OK
 
     cdef int _pdu_header(self) noexcept nogil:

@@ -1068,8 +1068,8 @@ class Connection:
             if length > MAX_ASSOCIATE_PDU:
                 raise ProtocolError(6, "A-ASSOCIATE PDU longer than 1 MiB")
         elif kind in (0x03, 0x05, 0x06, 0x07):
-            if length > 4:
-                raise ProtocolError(6, "PDU of a fixed length that is longer")
+            if length > 4 or (length < 4 and kind != 0x07):
+                raise ProtocolError(6, "PDU of a fixed length with another length")
         else:
             raise ProtocolError(1, "unrecognised PDU type")
 

@@ -146,8 +146,10 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             _remove(sink)
             self.dul.event_queue.put("Evt19")
             return
-        if isinstance(primitive, C_CANCEL) and len(self._cancel_req) < MAX_CANCELS:
-            self._cancel_req[cast(int, primitive.MessageIDBeingRespondedTo)] = primitive
+        if isinstance(primitive, C_CANCEL):
+            # More than that are not for operations of ours: ignored (pynetdicom would serve them as requests)
+            if len(self._cancel_req) < MAX_CANCELS:
+                self._cancel_req[cast(int, primitive.MessageIDBeingRespondedTo)] = primitive
         elif isinstance(primitive, N_EVENT_REPORT) and primitive.is_valid_request:
             # At once, whatever the association is busy with
             threading.Thread(

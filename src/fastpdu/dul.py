@@ -51,6 +51,9 @@ LEASE = 0.02
 BACKLOG = 8
 # Reads of up to 64 KiB that are thrown away before a connection is closed on which the peer broke the protocol
 DRAIN = 64
+# Reasons in an A-ABORT of the service provider (PS3.8 9.3.8)
+UNEXPECTED_PDU = 2
+INVALID_PARAMETER = 6
 
 _DT_1, _DT_2 = fsm.ACTIONS["DT-1"], fsm.ACTIONS["DT-2"]
 _WATCHABLE_METHODS = frozenset(
@@ -124,6 +127,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         self._connected_socket: Any = None
         self._split: Any = None
         self._peer_maximum = 0
+        self._maxima_known = False
         # Wakes the reactor while there is no connection to wait on
         self._stirred = threading.Event()
         # Wakes the association's thread when it does not hold the read token
@@ -138,8 +142,11 @@ class DULServiceProvider(stock.DULServiceProvider):
         self._token_wanted = 0
         self._reads = 0
         self._parked_for_long = False
+        self._primitive_waiters = 0
         self._unread_failure: Exception | None = None
         self._abort_reason = 0
+        # What the state machine deals with, or has dealt with last
+        self._event = ""
         # After a protocol error nobody knows where the next PDU begins
         self._out_of_step = False
 
@@ -192,6 +199,16 @@ class DULServiceProvider(stock.DULServiceProvider):
     def is_alive(self) -> bool:
         """Return True from `start` until the association is over, whether a thread runs or not."""
         return self._running
+
+    def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
+        """Return the next primitive for the service user; see pynetdicom. Nobody waits for a dead provider."""
+        self._primitive_waiters += 1
+        try:
+            if self._dead.is_set():
+                wait = False
+            return super().receive_pdu(wait, timeout)
+        finally:
+            self._primitive_waiters -= 1
 
     def stop_dul(self) -> bool:
         """Stop the reactor if the current state is Sta1, and wait until it has ended."""
@@ -299,6 +316,7 @@ class DULServiceProvider(stock.DULServiceProvider):
             retirement, self._retirement = self._retirement, None
             if retirement is None:
                 return False
+            retired = False
             connection = self._attach()
             half_a_pdu = connection is not None and connection.in_pdu and not connection.in_message
             # (attached before it is asked, since it must be the socket that is used)
@@ -306,10 +324,11 @@ class DULServiceProvider(stock.DULServiceProvider):
                 self._learn_maxima(connection)
                 connection.resume()
                 self._reactor_ident = None
-                self._direct = True
+                self._direct = retired = True
                 self._read_token.release()
         retirement.set()
-        return self._direct
+        # Not what `_direct` is by now: somebody may have ended direct mode already, with a thread of its own
+        return retired
 
     def leave_direct(self) -> None:
         """Leave direct mode: a new thread takes the reactor up."""
@@ -574,6 +593,7 @@ class DULServiceProvider(stock.DULServiceProvider):
             local, remote = remote, local
         connection.max_receive_pdu = local.maximum_length or 0
         self._peer_maximum = remote.maximum_length or 0
+        self._maxima_known = True
 
     # The reactor of stock mode ------------------------------------------------------------------------------------
 
@@ -621,6 +641,7 @@ class DULServiceProvider(stock.DULServiceProvider):
                         return True
                     self._rest()
                 continue
+            self._event = event
             try:
                 self.state_machine.do_action(event)
             except Exception:
@@ -692,6 +713,8 @@ class DULServiceProvider(stock.DULServiceProvider):
         self._drop_sink()
         self._dead.set()
         self.roused.set()
+        for _ in range(self._primitive_waiters):
+            self.to_user_queue.put(None)
         release_waiters = getattr(getattr(self._assoc, "dimse", None), "release_waiters", None)
         if release_waiters is not None:
             release_waiters()
@@ -735,6 +758,8 @@ class DULServiceProvider(stock.DULServiceProvider):
             else:
                 self.event_queue.put("Evt17")
             return False
+        if not self._maxima_known and self.state_machine.current_state == "Sta6":
+            self._learn_maxima(connection)
         if self._out_of_step and self.state_machine.current_state == "Sta13":
             self._drain()
             cast(Any, self.socket).close()
@@ -846,19 +871,17 @@ class DULServiceProvider(stock.DULServiceProvider):
         except Exception as error:
             LOGGER.error("Unable to decode the received PDU data")
             LOGGER.exception(error)
+            self._abort_reason = INVALID_PARAMETER
             self.event_queue.put("Evt19")
             return
         self._recv_pdu.put(pdu)
 
     def _send(self, pdu: _PDUType) -> None:
         """Encode and send a PDU; see pynetdicom."""
-        if (
-            isinstance(pdu, A_ABORT_RQ)
-            and pdu.source == 0x02
-            and self._abort_reason
-            and not self.is_watched()
-        ):
-            pdu.reason_diagnostic = self._abort_reason
+        if isinstance(pdu, A_ABORT_RQ) and self._event != "Evt15" and not self.is_watched():
+            # Not the user's: say why (PS3.8 9.3.8). Whoever watches sees what pynetdicom sends.
+            pdu.source = 0x02
+            pdu.reason_diagnostic = self._abort_reason if self._event == "Evt19" else UNEXPECTED_PDU
         connection = self._attach()
         if connection is None or not _WATCHABLE_SOCKET_METHODS.isdisjoint(self.socket.__dict__):
             super()._send(pdu)

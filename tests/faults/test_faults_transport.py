@@ -54,6 +54,19 @@ def serve(world: kit.World, handlers: Any = None, **attributes: Any) -> kit.Serv
     return world.serve(CONTEXTS, given, ssl_context=ssl_context, attributes=attributes)
 
 
+class Opened:
+    """Counts accepted connections: quicker connects than accepts cost a second each (SYN queue)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, event: evt.Event) -> None:
+        self.count += 1
+
+    def wait(self, count: int) -> None:
+        kit.until(lambda: self.count >= count, what=f"{count} accepted connections")
+
+
 def connect(world: kit.World, acceptor: raw.Acceptor, **attributes: Any) -> Any:
     return world.connect(acceptor.address, CONTEXTS, attributes=attributes)
 
@@ -237,23 +250,25 @@ def exchange() -> list[bytes]:
 @pytest.mark.parametrize("how", ["eof", "reset", "half"])
 def test_the_end_at_every_offset_of_a_request(world: kit.World, how: str) -> None:
     """Against an SCP: no thread and no descriptor is left, whatever the byte."""
-    server = serve(world, maximum_associations=1000, acse_timeout=2)
+    opened = Opened()
+    server = serve(world, [(evt.EVT_CONN_OPEN, opened)], maximum_associations=1000, acse_timeout=2)
     raw.check_service(server.address)
     server.quiet()
     before = descriptors()
     steps = exchange()
     step = 1 if KIND == "fast" else 23
-    for offset in range(0, sum(map(len, steps)), step):
+    for number, offset in enumerate(range(0, sum(map(len, steps)), step), 1):
+        opened.wait(number)
         with raw.dial(server.address) as peer:
             rest = offset
-            for number, part in enumerate(steps):
+            for turn, part in enumerate(steps):
                 peer.send(part[:rest])
                 rest -= len(part)
                 if rest < 0:
                     break
-                if number == 0:
+                if turn == 0:
                     peer.expect(raw.ASSOCIATE_AC)
-                elif number < 3:
+                elif turn < 3:
                     peer.message()
             if how == "reset":
                 peer.reset()
@@ -309,8 +324,8 @@ def test_the_end_at_every_offset_of_a_response(world: kit.World, how: str) -> No
             assert assoc.is_aborted
             if before is None:
                 before = descriptors()
-    if KIND == "fast":  # stock leaves a socket behind now and then
-        kit.until(lambda: descriptors() <= before + 1, what="as many descriptors as before")
+    del assoc  # after a reset its socket is closed when it is collected
+    kit.until(lambda: descriptors() <= before + 1, what="as many descriptors as before")
 
 
 def test_half_close_while_an_answer_is_due(world: kit.World) -> None:
@@ -348,7 +363,7 @@ def test_a_requestor_that_does_not_read(world: kit.World) -> None:
         peer.associate()
         peer.send(raw.find())
         server.quiet()
-        assert finished.is_set()
+        kit.until(lambda: gc.collect() is None or finished.is_set(), what="the generator's end")
     raw.check_service(server.address)
 
 
@@ -432,11 +447,13 @@ def test_a_peer_that_aborts_while_we_send(world: kit.World, size: int) -> None:
 @pytest.mark.parametrize("first", [b"", b"\1", raw.associate_rq()], ids=["none", "byte", "request"])
 def test_connect_and_close(world: kit.World, first: bytes) -> None:
     """200 health checks leave neither thread nor descriptor."""
-    server = serve(world, maximum_associations=1000, acse_timeout=2)
+    opened = Opened()
+    server = serve(world, [(evt.EVT_CONN_OPEN, opened)], maximum_associations=1000, acse_timeout=2)
     raw.check_service(server.address)
     server.quiet()
     threads, files = threading.active_count(), descriptors()
-    for _ in range(200 if KIND == "fast" else 20):
+    for number in range(1, 201):
+        opened.wait(number)
         with raw.dial(server.address) as peer:
             peer.send(first)
     server.quiet()
@@ -503,10 +520,13 @@ def test_a_silent_peer_on_the_tls_port(world: kit.World) -> None:
 # out of turn
 
 
-@stock_hangs
 def test_release_with_an_operation_outstanding(world: kit.World) -> None:
-    """A-RELEASE-RQ right behind a C-FIND-RQ: both are answered, or it is aborted. It ends."""
-    server = serve(world)
+    """A-RELEASE-RQ right behind a C-FIND-RQ: both are answered, or it is aborted. It ends.
+
+    (pynetdicom's service classes take the request off the queue and forget it, so it may be the
+    network timeout that ends it.)
+    """
+    server = serve(world, network_timeout=1)
     for _ in range(5):
         with raw.dial(server.address) as peer:
             peer.associate()
