@@ -29,6 +29,8 @@ LOGGER = stock.LOGGER
 
 
 # What the reactor asks after each message, unless somebody has replaced it on the instance
+# Seconds for which a killed reactor waits for the DUL, if there is no ACSE timeout
+LAST_WORDS = 30.0
 _ACSE_QUESTIONS = frozenset({"is_release_requested", "is_aborted"})
 
 
@@ -92,12 +94,14 @@ class AssociationMixin(stock.Association):
                 # Somebody wants to use the association, and has seen it paused
                 continue
             if self._kill:
-                return
+                break
             context_id, message = self.dimse.get_msg(block=False)
             if message:
                 self._serve_request(message, cast(int, context_id))
             if self._is_over():
                 return
+        # Killed by somebody else, whose last primitive (an A-RELEASE-RP, an A-ABORT) is to leave before the socket is closed
+        self.dul.wait_dead(self.acse_timeout or LAST_WORDS)
 
     def _wait_for_work(self) -> None:
         """Wait until there is a message, an ACSE primitive, or the end of the association."""

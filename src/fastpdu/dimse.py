@@ -239,6 +239,9 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
     def send_msg(self, primitive: DimsePrimitiveType, context_id: int) -> None:
         """Encode and send a message; see pynetdicom. In direct mode the calling thread writes it."""
         dul = self.dul
+        if isinstance(dul, DULServiceProvider) and dul.is_over:
+            # Nobody will ever send it. A service class that goes on yielding responses looks at this.
+            self.assoc.is_established = False
         if not isinstance(dul, DULServiceProvider) or not dul.enter_direct():
             self._send_stock(messages.to_stock_message(primitive, context_id), context_id)
             return
