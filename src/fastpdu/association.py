@@ -100,7 +100,7 @@ class AssociationMixin(stock.Association):
                 self._serve_request(message, cast(int, context_id))
             if self._is_over():
                 return
-        # Killed by somebody else, whose last primitive (an A-RELEASE-RP, an A-ABORT) is to leave before the socket is closed
+        # Killed by somebody else: the last primitive (an A-RELEASE-RP, an A-ABORT) leaves before the socket is closed
         self.dul.wait_dead(self.acse_timeout or LAST_WORDS)
 
     def _wait_for_work(self) -> None:
