@@ -88,7 +88,7 @@ cdef enum:
     AHEAD = 4096  # bytes read ahead at the start of a message
     WINDOW = 1024 * 1024  # bytes that one scattering read may take beyond the current fragment
     SINK = 256 * 1024  # bytes gathered before a write to the sink
-    READ_CHUNK = 256 * 1024  # bytes of a file in flight between pread and sendmsg
+    READ_CHUNK = 1024 * 1024  # bytes of a file in flight between pread and sendmsg
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
     STAGE = 64 * 1024  # bytes of one write of the socket-object backend
     FIRST_DATA = 16 * 1024  # first allocation for a data set whose size cannot be guessed
@@ -1359,6 +1359,8 @@ cdef class Connection:
         cdef int code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
         # Whole fragments, so that the data set is framed as if it were in one piece
         size = fragment * ((READ_CHUNK + fragment - 1) // fragment)
+        if size > length:
+            size = <size_t>length
         if code == R_OK and length > 0 and self.chunk_size < size:
             free(self.chunk)
             self.chunk = <unsigned char *>malloc(size)
