@@ -73,6 +73,8 @@ def fast_server(server: type) -> type:
     """Return a subclass of a server class that does not wait for TLS handshakes while it accepts."""
     if issubclass(server, ServerMixin):
         return server
+    if issubclass(ServerMixin, server):
+        return ServerMixin
     # Behind the server in the order of resolution: what it overrides comes first
     return type(server.__name__, (server, ServerMixin), {"__module__": server.__module__})
 
