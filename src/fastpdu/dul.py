@@ -18,6 +18,7 @@ import os
 import queue
 import threading
 import time
+from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
@@ -710,6 +711,9 @@ class DULServiceProvider(stock.DULServiceProvider):
         if connection is not None:
             ROADS.end(connection)
             connection.close()
+            # pynetdicom does not close a socket that the peer has reset: its shutdown() fails first
+            with suppress(OSError):
+                self._connected_socket.close()
         self._drop_sink()
         self._dead.set()
         self.roused.set()

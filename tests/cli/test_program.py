@@ -214,6 +214,9 @@ def test_interrupted_bench_leaves_nothing_behind(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background jobs ignore it
     )
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob("*/*.dcm")):

