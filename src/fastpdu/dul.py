@@ -52,6 +52,8 @@ LEASE = 0.02
 BACKLOG = 8
 # Reads of up to 64 KiB that are thrown away before a connection is closed on which the peer broke the protocol
 DRAIN = 64
+# Events of primitives that the local user issued: A-ASSOCIATE, P-DATA, A-RELEASE and A-ABORT
+LOCAL_EVENTS = frozenset({"Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15"})
 # Reasons in an A-ABORT of the service provider (PS3.8 9.3.8)
 UNEXPECTED_PDU = 2
 INVALID_PARAMETER = 6
@@ -642,6 +644,8 @@ class DULServiceProvider(stock.DULServiceProvider):
                         return True
                     self._rest()
                 continue
+            if self._is_too_late(event):
+                continue
             self._event = event
             try:
                 self.state_machine.do_action(event)
@@ -650,6 +654,23 @@ class DULServiceProvider(stock.DULServiceProvider):
                     self._send_abort()
                 raise
             self.roused.set()
+
+    def _is_too_late(self, event: str) -> bool:
+        """Drop what the user wants to send while the connection is only waiting to be closed, and say so.
+
+        The peer broke the protocol, or aborted, while the user's primitive was on its way. PS3.8 has no transition
+        for that (Table 9-10), and pynetdicom's state machine raises.
+        """
+        if (
+            self.state_machine.current_state != "Sta13"
+            or event not in LOCAL_EVENTS
+            or (event, "Sta13") in fsm.TRANSITION_TABLE
+            or self.is_watched()
+        ):
+            return False
+        with suppress(queue.Empty):
+            self.to_provider_queue.get(block=False)
+        return True
 
     def _rest(self) -> None:
         """Wait until there may be something to do."""

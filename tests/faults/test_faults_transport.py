@@ -543,8 +543,22 @@ def test_a_silent_peer_on_the_tls_port(world: kit.World) -> None:
 # out of turn
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_garbage_right_behind_the_request(world: kit.World) -> None:
+    """The acceptor's A-ASSOCIATE-AC meets Sta13: it is dropped, and no thread dies of it."""
+    server = serve(world)
+    for _ in range(40):
+        with raw.dial(server.address) as peer:
+            peer.send(raw.associate_rq() + b"\x09\0\0\0\0\0")
+            while peer.read() is not None:
+                pass
+    server.quiet()
+    raw.check_service(server.address)
+
+
 @pytest.mark.xfail(
-    strict=False, reason="under load it stays unanswered once in some hundred times; cause unknown"
+    strict=False,
+    reason="pynetdicom's ServiceClass._wrap_handler may take the A-RELEASE off the queue and not answer it",
 )
 def test_release_with_an_operation_outstanding(world: kit.World) -> None:
     """A-RELEASE-RQ right behind a C-FIND-RQ: both are answered, or it is aborted. It ends.
