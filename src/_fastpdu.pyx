@@ -505,6 +505,19 @@ cdef class Connection:
             return R_WAKE
         return R_READY if ready else R_TIMEOUT
 
+    cdef int _linger(self, int64_t timeout) except -1:
+        """Wait until there is something to read; a wake-up ends it, and is left for who waits."""
+        if timeout == 0 or self.closing or self.ahead_end > self.ahead_at or self._pending():
+            return 0
+        self.users += 1
+        with nogil:
+            if self.quickack and self.did_read:
+                fp_quickack(self.fd)
+                self.did_read = False
+            self._poll(FP_IN, timeout)
+        self._leave()
+        return 0
+
     cdef int _wait_writable(self, int64_t timeout) noexcept nogil:
         cdef int ready = self._poll(FP_OUT, timeout)
         if self.cancelled or self.closing:
@@ -1436,7 +1449,7 @@ cdef class Connection:
         self.send_broken = self.send_broken or self._half_written()
         return self._raise(code)
 
-    def send(self, context_id, command, data=(), *, max_pdu, timeout=None):
+    def send(self, context_id, command, data=(), *, max_pdu, timeout=None, linger=0):
         """Send one whole DIMSE message as P-DATA-TF PDUs (PS3.7 6.3, PS3.8 Annex E).
 
         Parameters
@@ -1451,6 +1464,9 @@ cdef class Connection:
             The peer's maximum length (PS3.8 D.1); 0 means unlimited.
         timeout : float, optional
             Seconds without progress after which to give up; None for never.
+        linger : float, optional
+            Seconds for which to wait afterwards, still without the GIL, until there is something to read: for who will
+            read the answer next. What came of it is not told.
 
         Returns
         -------
@@ -1471,6 +1487,7 @@ cdef class Connection:
         cdef Outgoing head = Outgoing(command)
         cdef Outgoing body = Outgoing(data)
         cdef int64_t patience = patience_of(timeout)
+        cdef int64_t lingering = patience_of(linger)
         cdef uint32_t fragment
         cdef int context, code
         cdef uint64_t before
@@ -1492,11 +1509,13 @@ cdef class Connection:
                     with nogil:
                         code = self._send_message(context, head, body, fragment, patience)
                 self._end_send(code, head.total, body.total, fragment)
-                return self.pdus_sent - before
+                before = self.pdus_sent - before
             finally:
                 self._leave()
+        self._linger(lingering)
+        return before
 
-    def send_file(self, context_id, command, int fd, offset, length, *, max_pdu, timeout=None):
+    def send_file(self, context_id, command, int fd, offset, length, *, max_pdu, timeout=None, linger=0):
         """Send one whole DIMSE message whose data set is a range of a file.
 
         Parameters
@@ -1513,6 +1532,9 @@ cdef class Connection:
             The peer's maximum length (PS3.8 D.1); 0 means unlimited.
         timeout : float, optional
             Seconds without progress after which to give up; None for never.
+        linger : float, optional
+            Seconds for which to wait afterwards, still without the GIL, until there is something to read: for who will
+            read the answer next. What came of it is not told.
 
         Returns
         -------
@@ -1528,6 +1550,7 @@ cdef class Connection:
         """
         cdef Outgoing head = Outgoing(command)
         cdef int64_t patience = patience_of(timeout)
+        cdef int64_t lingering = patience_of(linger)
         cdef int64_t begin
         cdef uint64_t size
         cdef uint32_t fragment
@@ -1548,9 +1571,11 @@ cdef class Connection:
                 with nogil:
                     code = self._send_from_file(context, head, fd, begin, size, fragment, patience)
                 self._end_send(code, head.total, size, fragment)
-                return self.pdus_sent - before
+                before = self.pdus_sent - before
             finally:
                 self._leave()
+        self._linger(lingering)
+        return before
 
     def send_bytes(self, data, *, timeout=None):
         """Send ready-made PDUs.

@@ -72,6 +72,7 @@ class Connection:
         *,
         max_pdu: int,
         timeout: _Number = None,
+        linger: _Number = 0,
     ) -> int: ...
     def send_file(
         self,
@@ -83,6 +84,7 @@ class Connection:
         *,
         max_pdu: int,
         timeout: _Number = None,
+        linger: _Number = 0,
     ) -> int: ...
     def send_bytes(self, data: Buffer, *, timeout: _Number = None) -> None: ...
     def wait(self, timeout: _Number = None) -> int: ...

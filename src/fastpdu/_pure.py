@@ -1250,6 +1250,7 @@ class Connection:
         *,
         max_pdu: int,
         timeout: float | None = None,
+        linger: float = 0,
     ) -> int:
         """Send one whole DIMSE message as P-DATA-TF PDUs (PS3.7 6.3, PS3.8 Annex E).
 
@@ -1265,6 +1266,9 @@ class Connection:
             The peer's maximum length (PS3.8 D.1); 0 means unlimited.
         timeout : float, optional
             Seconds without progress after which to give up; None for never.
+        linger : float, optional
+            Seconds for which the compiled engine waits for something to read before it returns. There is nothing to
+            be gained by that here.
 
         Returns
         -------
@@ -1284,6 +1288,7 @@ class Connection:
         """
         fragment = _fragment_size(max_pdu)
         _deadline(timeout)
+        _deadline(linger)
         with _views([command]) as head, _views(_buffers_of(data)) as body:
             pdus = _message_pdus(context_id, head, [body], fragment)
             return self._send_message(pdus, timeout)
@@ -1298,6 +1303,7 @@ class Connection:
         *,
         max_pdu: int,
         timeout: float | None = None,
+        linger: float = 0,
     ) -> int:
         """Send one whole DIMSE message whose data set is a part of a file.
 
@@ -1315,6 +1321,9 @@ class Connection:
             The peer's maximum length (PS3.8 D.1); 0 means unlimited.
         timeout : float, optional
             Seconds without progress after which to give up; None for never.
+        linger : float, optional
+            Seconds for which the compiled engine waits for something to read before it returns. There is nothing to
+            be gained by that here.
 
         Returns
         -------
@@ -1330,6 +1339,7 @@ class Connection:
         """
         fragment = _fragment_size(max_pdu)
         _deadline(timeout)
+        _deadline(linger)
         if offset < 0 or length < 0:
             raise ValueError("offset and length must not be negative")
         with _views([command]) as head:

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any, cast
 from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom import association as stock
-from pynetdicom.dimse_primitives import C_STORE
 
 from fastpdu import dsutils, service_class, transport
 from fastpdu.dimse import DIMSEServiceProvider
-from fastpdu.dimse_messages import set_uid
+from fastpdu.dimse_messages import BufferList, Encoded, encode_store_request, store_request
 from fastpdu.dul import BOUND, DULServiceProvider
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pynetdicom.presentation import PresentationContext
-    from pynetdicom.service_class import ServiceClass
+    from pynetdicom.dimse import _QueueItem
+    from pynetdicom.presentation import PresentationContext, PresentationContextTuple
     from pynetdicom.transport import AssociationSocket
 
     from fastpdu.options import TransportOptions
@@ -28,9 +27,9 @@ if TYPE_CHECKING:
 LOGGER = stock.LOGGER
 
 
-# What the reactor asks after each message, unless somebody has replaced it on the instance
 # Seconds for which a killed reactor waits for the DUL, if there is no ACSE timeout
 LAST_WORDS = 30.0
+# What the reactor asks after each message, unless somebody has replaced it on the instance
 _ACSE_QUESTIONS = frozenset({"is_release_requested", "is_aborted"})
 
 
@@ -40,10 +39,17 @@ class _Checkpoint(threading.Event):
     def __init__(self, assoc: AssociationMixin) -> None:
         super().__init__()
         self._assoc = assoc
+        # `is_set()`, for who asks all the time
+        self.is_open = False
+
+    def clear(self) -> None:
+        self.is_open = False
+        super().clear()
 
     def set(self) -> None:
-        if self.is_set():
+        if self.is_open:
             return
+        self.is_open = True
         super().set()
         dul = self._assoc.dul
         # In direct mode the reactor's thread waits for work, and mostly there is none
@@ -58,18 +64,32 @@ class AssociationMixin(stock.Association):
     """
 
     dul: DULServiceProvider
+    dimse: DIMSEServiceProvider
+    _reactor_checkpoint: _Checkpoint
     _transport_options: TransportOptions
+    # Changes with each handler that is bound or unbound
+    bindings = 0
     # Whether the reactor's thread waits for work
     _is_waiting: bool
     # (SOP class, transfer syntax): accepted context
     _context_cache: dict[tuple[str, str], PresentationContext]
-    # SOP class: service class
-    _service_cache: dict[str, type[ServiceClass]]
+    # (context ID, SOP class): accepted context, and what handlers are told of it
+    _storage_contexts: dict[tuple[int, str], tuple[PresentationContext, PresentationContextTuple]]
 
     def set_socket(self, socket: AssociationSocket) -> None:
         """Set the socket to use for communicating with the peer, and tune it."""
         super().set_socket(socket)
         _tune(self)
+
+    def bind(self, event: evt.EventType, handler: Any, args: list[Any] | None = None) -> None:
+        """Bind a callable `handler` to an `event`; see pynetdicom."""
+        super().bind(event, handler, args)
+        self.bindings += 1
+
+    def unbind(self, event: evt.EventType, handler: Any) -> None:
+        """Unbind a callable `handler` from an `event`; see pynetdicom."""
+        super().unbind(event, handler)
+        self.bindings += 1
 
     def kill(self) -> None:
         """Kill the association's thread."""
@@ -84,47 +104,70 @@ class AssociationMixin(stock.Association):
 
     def _run_reactor(self) -> None:
         """Serve messages until the association ends; pynetdicom's loop, waiting where that one sleeps."""
+        checkpoint = self._reactor_checkpoint
         while not self._kill:
             # To others the reactor is paused while it has nothing to serve: `send_*` need not wait for it
             self._is_waiting = self._is_paused = True
-            self._wait_for_work()
-            self._reactor_checkpoint.wait()
+            item = self._wait_for_work()
+            if not checkpoint.is_open:
+                self._give_back(item)
+                item = None
+                checkpoint.wait()
             self._is_waiting = self._is_paused = False
-            if not self._reactor_checkpoint.is_set():
+            if not checkpoint.is_open:
                 # Somebody wants to use the association, and has seen it paused
+                self._give_back(item)
                 continue
             if self._kill:
                 break
-            context_id, message = self.dimse.get_msg(block=False)
+            context_id, message = item or self.dimse.get_msg(block=False)
             if message:
-                self._serve_request(message, cast(int, context_id))
+                self._serve_request(message, context_id)  # type: ignore[arg-type]
             if self._is_over():
                 return
         # Killed by somebody else: the last primitive (an A-RELEASE-RP, an A-ABORT) leaves before the socket is closed
         self.dul.wait_dead(self.acse_timeout or LAST_WORDS)
 
-    def _wait_for_work(self) -> None:
-        """Wait until there is a message, an ACSE primitive, or the end of the association."""
+    def _wait_for_work(self) -> _QueueItem | None:
+        """Wait until there is a message, an ACSE primitive, or the end of the association.
+
+        Returns
+        -------
+        tuple of (int, DIMSEPrimitive) or None
+            A message that has been read for the reactor alone, if there is one.
+        """
         dul = self.dul
         while not self._kill and dul.is_alive() and not self._has_work():
-            if (dul.is_direct or self._reactor_checkpoint.is_set()) and dul.enter_direct():
-                dul.idle_direct(self._has_work)
+            if dul.is_direct or (self._reactor_checkpoint.is_open and dul.enter_direct()):
+                message = dul.direct.idle(self._has_work)
+                if message is not None:
+                    item = dul.in_context(self.dimse.accept, message)
+                    if item is not None:
+                        return item
                 continue
             # Objects that are not ours, put in place of those that are, do not tell when they have something
             dul.roused.wait(BOUND)
             dul.roused.clear()
-            if getattr(self.dimse, "msg_queue", None) is None and self._reactor_checkpoint.is_set():
-                return
+            if getattr(self.dimse, "msg_queue", None) is None and self._reactor_checkpoint.is_open:
+                break
+        return None
+
+    def _give_back(self, item: _QueueItem | None) -> None:
+        """Put a message where it would be had the reactor not read it, and tell who may wait for it."""
+        if item is not None:
+            self.dimse.msg_queue.put(item)
+            self.dul.rouse()
 
     def _has_work(self) -> bool:
         """Whether there is something that the reactor may attend to now."""
-        if not self._reactor_checkpoint.is_set():
+        dul = self.dul
+        if not self._reactor_checkpoint.is_open:
             return False
         waiting = getattr(self.dimse, "msg_queue", None)
         return bool(
-            self.dul.to_user_queue.queue
+            dul.to_user_queue.queue
             or (waiting is not None and waiting.queue)
-            or self.dul.idle_timer_expired()
+            or dul.idle_timer_expired()
         )
 
     def _is_over(self) -> bool:
@@ -189,40 +232,39 @@ class AssociationMixin(stock.Association):
         """
         source: dsutils.StoreSource | None = None
         if self.is_established:
-            source = dsutils.store_source(self, dataset, chunked=_config.STORE_SEND_CHUNKED_DATASET)
+            source = dsutils.store_source(self, dataset, _config.STORE_SEND_CHUNKED_DATASET)
         if source is None:
             return super().send_c_store(dataset, msg_id, priority, originator_aet, originator_id)
         try:
-            request = C_STORE()
-            request.MessageID = msg_id
-            request.Priority = priority
-            request.MoveOriginatorApplicationEntityTitle = originator_aet
-            request.MoveOriginatorMessageID = originator_id
-            set_uid(request, "AffectedSOPClassUID", "_affected_sop_class_uid", source.sop_class)
-            set_uid(
-                request, "AffectedSOPInstanceUID", "_affected_sop_instance_uid", source.sop_instance
-            )
-            request._dataset_path = source.file
-            request.DataSet = source.buffer
-            return self._exchange_store(request, source.context_id)
+            encoded: Encoded | None = None
+            if originator_aet is None and originator_id is None:
+                command = encode_store_request(
+                    source.sop_class, source.sop_instance, msg_id, priority
+                )
+                if command is not None:
+                    encoded = Encoded(command, source.data, source.file)
+            request: Any = None
+            if encoded is None:
+                request = _store_request(source, msg_id, priority, originator_aet, originator_id)
+            self._reactor_checkpoint.clear()
+            while not self._is_paused:
+                # The reactor serves a message of the peer at this moment
+                threading.Event().wait(0.0001)
+            try:
+                if encoded is None or not self.dimse.send_encoded(source.context_id, encoded):
+                    request = request or _store_request(source, msg_id, priority)
+                    self.dimse.send_msg(request, source.context_id)
+                answer = self.dimse.get_store_answer()
+            finally:
+                self._reactor_checkpoint.set()
         finally:
             source.close()
-
-    def _exchange_store(self, request: Any, context_id: int) -> Dataset:
-        """Send a C-STORE request and return the status of the answer, as pynetdicom does."""
-        self._reactor_checkpoint.clear()
-        while not self._is_paused:
-            # The reactor serves a message of the peer at this moment
-            threading.Event().wait(0.0001)
-        try:
-            self.dimse.send_msg(request, context_id)
-            _, response = self.dimse.get_msg(block=True)
-        finally:
-            self._reactor_checkpoint.set()
-        if response is None:
+        if type(answer) is int:
+            return dsutils.status_dataset(answer)
+        if answer is None:
             self._handle_no_response()
             return Dataset()
-        return self._check_received_status(response)
+        return self._check_received_status(answer)
 
     def _check_received_status(self, rsp: Any) -> Dataset:
         """Return the status of a response as a data set; see pynetdicom."""
@@ -238,6 +280,23 @@ class AssociationMixin(stock.Association):
         if threading.current_thread() is not self:
             # An N-EVENT-REPORT, served beside the reactor, which need not turn before the next request of ours
             self._is_paused = self._is_waiting
+
+
+def _store_request(
+    source: dsutils.StoreSource,
+    message_id: int,
+    priority: int,
+    originator_aet: str | None = None,
+    originator_id: int | None = None,
+) -> Any:
+    """Return pynetdicom's primitive for a C-STORE request, whose setters check the values."""
+    request = store_request(source.sop_class, source.sop_instance, message_id, priority)
+    request.MoveOriginatorApplicationEntityTitle = originator_aet
+    request.MoveOriginatorMessageID = originator_id
+    request._dataset_path = source.file
+    if source.file is None:
+        request.DataSet = BufferList(source.data)
+    return request
 
 
 class Association(AssociationMixin):
@@ -289,7 +348,7 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     fast._transport_options = options
     fast._is_waiting = False
     fast._context_cache = {}
-    fast._service_cache = {}
+    fast._storage_contexts = {}
     dul = DULServiceProvider(fast, options)
     dul.artim_timer.timeout = old.artim_timer.timeout
     dul._idle_timer.timeout = old._idle_timer.timeout

@@ -24,6 +24,8 @@ from fastpdu.dul import DULServiceProvider
 from fastpdu.transport import ROADS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pynetdicom.association import Association
     from pynetdicom.dimse import _QueueItem
     from pynetdicom.dimse_primitives import DimsePrimitiveType
@@ -66,7 +68,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         """
         dul = self.dul
         if isinstance(dul, DULServiceProvider):
-            dul.poll_direct()
+            dul.direct.poll()
         return self._cancel_req
 
     @cancel_req.setter
@@ -80,14 +82,39 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         item = self._next()
         if item is not None or not block:
             return item or (None, None)
+        return self._await(self.accept)
+
+    def get_store_answer(self) -> Any:
+        """Wait for the answer to a C-STORE request.
+
+        Returns
+        -------
+        int, DIMSEPrimitive or None
+            The status, if the answer is a response that says nothing else; any other message; None if none came.
+        """
+        item = self._next() or self._await(self._accept_store_answer)
+        return item[1]
+
+    def _accept_store_answer(self, message: engine.Message) -> Any:
+        if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
+            status = messages.plain_store_status(message)
+            if status is not None:
+                return message.context_id, status
+        return self.accept(message)
+
+    def _await(self, accept: Callable[[engine.Message], _QueueItem | None]) -> _QueueItem:
+        """Wait for a message: who waits reads the socket itself."""
         timeout = self.dimse_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         dul = self.dul
-        if isinstance(dul, DULServiceProvider) and (dul.is_direct or dul.enter_direct()):
-            dul.read_direct(deadline, self._has_message)
-            item = self._next()
-            if item is not None:
-                return item
+        if isinstance(dul, DULServiceProvider):
+            while dul.is_direct or dul.enter_direct():
+                message = dul.direct.read(deadline, self._has_message)
+                item = self._next() if message is None else dul.in_context(accept, message)
+                if item is not None:
+                    return item
+                if message is None:
+                    break
         # Direct mode has ended, or never began: the reactor fills the queue
         self._waiters += 1
         try:
@@ -118,7 +145,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             return None
         dul = self.dul
         if isinstance(dul, DULServiceProvider):
-            dul.message_taken()
+            dul.direct.message_taken()
         return item
 
     def receive_primitive(self, primitive: P_DATA) -> None:
@@ -135,6 +162,24 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         message : engine.Message
             The message.
         """
+        item = self.accept(message)
+        if item is not None:
+            self.msg_queue.put(item)
+
+    def accept(self, message: engine.Message) -> _QueueItem | None:
+        """Return what `get_msg` has to return for a whole message from the engine.
+
+        Parameters
+        ----------
+        message : engine.Message
+            The message.
+
+        Returns
+        -------
+        tuple of (int, DIMSEPrimitive) or None
+            The presentation context ID and the primitive; None if the message is not for who asks for one, and has
+            been dealt with.
+        """
         sink, self.sink = self.sink, None
         if sink is not None:
             sink[0].flush()
@@ -145,7 +190,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             LOGGER.exception(error)
             _remove(sink)
             self.dul.event_queue.put("Evt19")
-            return
+            return None
         if isinstance(primitive, C_CANCEL):
             # More than that are not for operations of ours: ignored (pynetdicom would serve them as requests)
             if len(self._cancel_req) < MAX_CANCELS:
@@ -156,7 +201,8 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
                 target=make_target(self.assoc._serve_request), args=(primitive, message.context_id)
             ).start()
         else:
-            self.msg_queue.put((message.context_id, primitive))
+            return message.context_id, primitive
+        return None
 
     def _to_primitive(self, message: engine.Message, sink: Any) -> Any:
         if sink is None and not self._is_watched(
@@ -180,7 +226,8 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
 
     def _is_watched(self, event: evt.EventType, default: Any) -> bool:
         """Whether somebody sees the messages: a handler, or pynetdicom's own when it would log something."""
-        bound = cast("list[Any] | None", self.assoc._handlers.get(event))
+        handlers: Any = self._assoc._handlers
+        bound = handlers.get(event)
         if bound and (
             len(bound) > 1
             or bound[0][0] is not default
@@ -248,12 +295,35 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         if self._is_watched(evt.EVT_DIMSE_SENT, _handlers.standard_dimse_sent_handler):
             message = messages.to_stock_message(primitive, context_id)
             evt.trigger(self.assoc, evt.EVT_DIMSE_SENT, {"message": message})
-            if not dul.send_direct(context_id, messages.encode_stock_message(message)):
+            if not dul.direct.send(context_id, messages.encode_stock_message(message)):
                 self._queue(message, context_id)
             return
         encoded = messages.encode_primitive(primitive, context_id)
-        if not dul.send_direct(context_id, encoded):
+        if not dul.direct.send(context_id, encoded):
             self._send_stock(messages.to_stock_message(primitive, context_id), context_id)
+
+    def send_encoded(self, context_id: int, message: messages.Encoded) -> bool:
+        """Send a message without a primitive.
+
+        Parameters
+        ----------
+        context_id : int
+            The presentation context ID.
+        message : Encoded
+            The message.
+
+        Returns
+        -------
+        bool
+            False if that cannot be done now, and nothing has been sent: `send_msg` has to do it.
+        """
+        dul = self.dul
+        return (
+            isinstance(dul, DULServiceProvider)
+            and dul.enter_direct()
+            and not self._is_watched(evt.EVT_DIMSE_SENT, _handlers.standard_dimse_sent_handler)
+            and dul.direct.send(context_id, message)
+        )
 
     def _send_stock(self, message: Any, context_id: int) -> None:
         """Send a message on the stock road."""

@@ -7,9 +7,10 @@ somebody watches, goes through pynetdicom's own `DIMSEMessage`, so that logs, wa
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
+from operator import attrgetter
 from typing import Any, cast
 
 from pydicom.uid import UID
@@ -21,6 +22,7 @@ from fastpdu import engine
 DATA_SET_FOLLOWS = 0x0001
 NO_DATA_SET = 0x0101
 C_STORE_RQ = 0x0001
+C_STORE_RSP = 0x8001
 COMMAND_FIELD = 0x0100
 COMMAND_DATA_SET_TYPE = 0x0800
 
@@ -49,18 +51,17 @@ _ELEMENTS = {
     "MoveOriginatorMessageID": 0x1031,
 }
 _KEYWORDS = {element: keyword for keyword, element in _ELEMENTS.items()}
-# Where primitives keep the parameters whose setters check nothing that the codec has not checked
-_PLAIN_ATTRIBUTES = {
-    "MessageID": "_message_id",
-    "MessageIDBeingRespondedTo": "_message_id_being_responded_to",
-    "Status": "_status",
-}
-_UID_ATTRIBUTES = {
-    "AffectedSOPClassUID": "_affected_sop_class_uid",
-    "AffectedSOPInstanceUID": "_affected_sop_instance_uid",
-    "RequestedSOPClassUID": "_requested_sop_class_uid",
-    "RequestedSOPInstanceUID": "_requested_sop_instance_uid",
-}
+# Parameters whose setters check nothing that the codec has not checked
+_PLAIN = frozenset({"MessageID", "MessageIDBeingRespondedTo", "Status"})
+_UIDS = frozenset(
+    {
+        "AffectedSOPClassUID",
+        "AffectedSOPInstanceUID",
+        "RequestedSOPClassUID",
+        "RequestedSOPInstanceUID",
+    }
+)
+_WORDS = re.compile(r"SOP|UID|ID|[A-Z][a-z]+")
 # Their values are tags, which pydicom turns into objects of its own
 _TAG_ELEMENTS = {0x0901, 0x1005}
 
@@ -76,42 +77,13 @@ def _conformant_uid(text: str) -> UID | None:
     return str.__new__(UID, text)
 
 
-def set_uid(primitive: Any, keyword: str, attribute: str, value: str) -> None:
-    """Set a UID parameter of a primitive, by its own setter if there is anything to check.
-
-    Parameters
-    ----------
-    primitive : pynetdicom.dimse_primitives.DIMSEPrimitive
-        The primitive.
-    keyword : str
-        The parameter.
-    attribute : str
-        The attribute that holds it.
-    value : str
-        The UID.
-    """
-    uid = _conformant_uid(value) if _config.VALIDATORS["UI"] is _validators.validate_ui else None
-    if uid is None:
-        setattr(primitive, keyword, value)
-    else:
-        setattr(primitive, attribute, uid)
+def _attribute_of(keyword: str) -> str:
+    """Return the attribute in which primitives keep the parameter behind the property `keyword`."""
+    return "".join(f"_{word.lower()}" for word in _WORDS.findall(keyword))
 
 
-def _set_plain(primitive: Any, keyword: str, attribute: str, value: Any) -> None:
-    setattr(primitive, attribute, value)
-
-
-def _set_checked(primitive: Any, keyword: str, attribute: str, value: Any) -> None:
-    setattr(primitive, keyword, value)
-
-
-def _setter_for(keyword: str) -> tuple[Callable[[Any, str, str, Any], None], str, str]:
-    """Return how a received value is set: (function, keyword, attribute)."""
-    if keyword in _PLAIN_ATTRIBUTES:
-        return _set_plain, keyword, _PLAIN_ATTRIBUTES[keyword]
-    if keyword in _UID_ATTRIBUTES:
-        return set_uid, keyword, _UID_ATTRIBUTES[keyword]
-    return _set_checked, keyword, ""
+def _checks_uids_as_usual() -> bool:
+    return _config.VALIDATORS["UI"] is _validators.validate_ui
 
 
 class _Layout:
@@ -125,13 +97,26 @@ class _Layout:
         The primitive class.
     field : int
         The Command Field (0000,0100).
-    elements : tuple of (int, str)
-        The (element, attribute of the primitive) pairs of its command set.
+    elements : tuple of int
+        The elements of its command set that come from parameters of the primitive.
+    values : callable
+        Returns their values, in the same order, for a primitive; the first once more at the end.
     data_keyword : str or None
         The attribute of the primitive that holds the data set.
     """
 
-    __slots__ = ("data_keyword", "elements", "field", "message", "primitive", "setters")
+    __slots__ = (
+        "_blank",
+        "_checked",
+        "_plain",
+        "_uids",
+        "data_keyword",
+        "elements",
+        "field",
+        "message",
+        "primitive",
+        "values",
+    )
 
     def __init__(self, field: int, name: str, message: type[dimse_messages.DIMSEMessage]) -> None:
         self.field = field
@@ -139,18 +124,53 @@ class _Layout:
         service = message.__name__[: message.__name__.rfind("_R")]
         self.primitive = dimse_messages._MSG_TO_PRIMITVE[service]
         probe = self.primitive()
-        self.elements = tuple(
-            (_ELEMENTS[keyword], keyword)
+        keywords = [
+            keyword
             for keyword in dimse_messages._COMMAND_SET_KEYWORDS[name]
             if keyword in _ELEMENTS and hasattr(probe, keyword)
-        )
-        # How to set a received element: (setter, arguments before the value)
-        self.setters = {
-            element: _setter_for(keyword)
-            for element, keyword in _KEYWORDS.items()
-            if hasattr(probe, keyword)
-        }
+        ]
+        self.elements = tuple(_ELEMENTS[keyword] for keyword in keywords)
+        # The attributes behind the properties, where there are: those compute nothing
+        found = [_attribute_of(keyword) for keyword in keywords]
+        names = [
+            attribute if hasattr(probe, attribute) else keyword
+            for keyword, attribute in zip(keywords, found, strict=True)
+        ]
+        # (of a single name it would return the value itself)
+        self.values = attrgetter(*names, *names[:1])
+        self._blank = vars(probe)
+        had = {e: k for e, k in _KEYWORDS.items() if hasattr(probe, k)}
+        self._plain = {e: _attribute_of(k) for e, k in had.items() if k in _PLAIN}
+        self._uids = {e: (_attribute_of(k), k) for e, k in had.items() if k in _UIDS}
+        self._checked = {e: k for e, k in had.items() if k not in _PLAIN and k not in _UIDS}
         self.data_keyword = dimse_messages._DATASET_KEYWORDS.get(message.__name__)
+
+    def make(self, elements: Mapping[int, Any]) -> Any:
+        """Return a primitive with the parameters of a command set.
+
+        Raises
+        ------
+        Exception
+            What a setter of the primitive raises for a value that should not be there.
+        """
+        primitive = self.primitive.__new__(self.primitive)
+        attributes = vars(primitive)
+        attributes.update(self._blank)
+        plain, uids, checked = self._plain, self._uids, self._checked
+        usual = _checks_uids_as_usual()
+        for element, value in elements.items():
+            if element in plain:
+                attributes[plain[element]] = value
+            elif element in uids:
+                attribute, keyword = uids[element]
+                uid = _conformant_uid(value) if usual else None
+                if uid is None:
+                    setattr(primitive, keyword, value)
+                else:
+                    attributes[attribute] = uid
+            elif element in checked:
+                setattr(primitive, checked[element], value)
+        return primitive
 
 
 _LAYOUTS = {
@@ -185,6 +205,11 @@ class Encoded:
         self.command = command
         self.data = data
         self.file = file
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the thread that sends it reads the answer next: both forms are those of our own `send_c_store`."""
+        return isinstance(self.file, OpenFile) or type(self.data) is list
 
 
 class OpenFile(tuple[Any, int]):
@@ -250,9 +275,7 @@ def encode_primitive(primitive: Any, context_id: int) -> Encoded:
     layout = layout_of(primitive)
     buffer = getattr(primitive, layout.data_keyword) if layout.data_keyword else None
     path = primitive._dataset_path
-    elements: dict[int, Any] = {
-        element: getattr(primitive, keyword) for element, keyword in layout.elements
-    }
+    elements: dict[int, Any] = dict(zip(layout.elements, layout.values(primitive)))  # noqa: B905
     elements[COMMAND_FIELD] = layout.field
     elements[COMMAND_DATA_SET_TYPE] = DATA_SET_FOLLOWS if buffer or path else NO_DATA_SET
     try:
@@ -317,18 +340,111 @@ def to_primitive(message: engine.Message) -> Any:
     layout = _LAYOUTS.get(elements.get(COMMAND_FIELD, -1))
     if layout is None or not _TAG_ELEMENTS.isdisjoint(elements):
         return None
-    primitive: Any = layout.primitive()
-    setters = layout.setters
-    for element, value in elements.items():
-        if element in setters:
-            set_value, keyword, attribute = setters[element]
-            set_value(primitive, keyword, attribute, value)
+    primitive = layout.make(elements)
     if layout.data_keyword:
-        setattr(primitive, layout.data_keyword, _stream(message.data))
+        primitive._dataset = _stream(message.data)
     primitive._context_id = message.context_id
     primitive._dataset_path = None
     primitive._dataset_file = None
     return primitive
+
+
+# C-STORE, without a primitive where there is nothing to be told by one --------------------------------------------
+
+_STORE_REQUEST, _STORE_RESPONSE = _LAYOUTS[C_STORE_RQ], _LAYOUTS[C_STORE_RSP]
+# The elements of a response that says nothing but its status
+_PLAIN_RESPONSE = frozenset({0x0002, COMMAND_FIELD, 0x0120, COMMAND_DATA_SET_TYPE, 0x0900, 0x1000})
+_PRIORITIES = frozenset({0, 1, 2})
+
+
+def store_request(sop_class: str, sop_instance: str, message_id: int, priority: int) -> Any:
+    """Return a C-STORE request without its data set.
+
+    Parameters
+    ----------
+    sop_class, sop_instance : str
+        Affected SOP Class UID and Affected SOP Instance UID.
+    message_id, priority : int
+        Message ID and Priority.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a value is not allowed.
+    """
+    request = _STORE_REQUEST.make({0x0002: sop_class, 0x1000: sop_instance})
+    request.MessageID = message_id
+    request.Priority = priority
+    return request
+
+
+def encode_store_request(
+    sop_class: str, sop_instance: str, message_id: Any, priority: Any
+) -> bytes | None:
+    """Return the command set of a C-STORE request with a data set, None if a value needs a closer look."""
+    if not (
+        type(message_id) is int
+        and priority in _PRIORITIES
+        and _checks_uids_as_usual()
+        and _conformant_uid(sop_class)
+        and _conformant_uid(sop_instance)
+    ):
+        return None
+    try:
+        return engine.encode_command(
+            {
+                0x0002: sop_class,
+                COMMAND_FIELD: C_STORE_RQ,
+                0x0110: message_id,
+                0x0700: priority,
+                COMMAND_DATA_SET_TYPE: DATA_SET_FOLLOWS,
+                0x1000: sop_instance,
+            }
+        )
+    except engine.CommandError:
+        return None
+
+
+def store_response(request: Any) -> Any:
+    """Return the response to a C-STORE request, without its status."""
+    response = _STORE_RESPONSE.make({})
+    # The request has had them checked
+    response._message_id = response._message_id_being_responded_to = request._message_id
+    response._affected_sop_instance_uid = request._affected_sop_instance_uid
+    response._affected_sop_class_uid = request._affected_sop_class_uid
+    return response
+
+
+def encode_store_response(request: Any, status: int) -> bytes:
+    """Return the command set of a response that says nothing but its status."""
+    return engine.encode_command(
+        {
+            0x0002: request._affected_sop_class_uid,
+            COMMAND_FIELD: C_STORE_RSP,
+            0x0120: request._message_id,
+            COMMAND_DATA_SET_TYPE: NO_DATA_SET,
+            0x0900: status,
+            0x1000: request._affected_sop_instance_uid,
+        }
+    )
+
+
+def plain_store_status(message: engine.Message) -> int | None:
+    """Return the status of a C-STORE response that says nothing else, None for any other message."""
+    try:
+        elements = engine.decode_command(message.command)
+    except engine.CommandError:
+        return None
+    if (
+        elements.get(COMMAND_FIELD) != C_STORE_RSP
+        or message.data is not None
+        or 0x0120 not in elements
+        or not _PLAIN_RESPONSE.issuperset(elements)
+        or not _checks_uids_as_usual()
+        or not all(_conformant_uid(elements[e]) for e in (0x0002, 0x1000) if e in elements)
+    ):
+        return None
+    return elements.get(0x0900)
 
 
 def to_received_stock_message(

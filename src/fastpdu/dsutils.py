@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
@@ -15,7 +14,7 @@ from pynetdicom import _handlers, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 
 from fastpdu import engine
-from fastpdu.dimse_messages import BufferList, OpenFile
+from fastpdu.dimse_messages import OpenFile
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association
@@ -42,11 +41,11 @@ class StoreSource:
         The presentation context ID.
     file : OpenFile or None
         The file, open.
-    buffer : io.BytesIO or None
+    data : list of bytes-like, or empty
         The encoded data set, if it does not come from a file.
     """
 
-    __slots__ = ("buffer", "context_id", "file", "sop_class", "sop_instance")
+    __slots__ = ("context_id", "data", "file", "sop_class", "sop_instance")
 
     def __init__(
         self,
@@ -54,13 +53,13 @@ class StoreSource:
         sop_instance: str,
         context_id: int,
         file: OpenFile | None = None,
-        buffer: BytesIO | None = None,
+        data: Any = b"",
     ) -> None:
         self.sop_class = sop_class
         self.sop_instance = sop_instance
         self.context_id = context_id
         self.file = file
-        self.buffer = buffer
+        self.data = data
 
     def close(self) -> None:
         """Close the file."""
@@ -68,7 +67,7 @@ class StoreSource:
             os.close(self.file.fd)
 
 
-def store_source(assoc: Association, dataset: Any, *, chunked: bool) -> StoreSource | None:
+def store_source(assoc: Association, dataset: Any, chunked: bool) -> StoreSource | None:
     """Find out how a data set can be sent without conversion.
 
     Parameters
@@ -94,10 +93,10 @@ def store_source(assoc: Association, dataset: Any, *, chunked: bool) -> StoreSou
 
 def _user_watches_sending(assoc: Association) -> bool:
     """Whether somebody sees the messages sent, who may want to see their data sets."""
-    bound = cast("list[Any] | None", assoc._handlers.get(evt.EVT_DIMSE_SENT))
+    handlers: Any = assoc._handlers
+    bound = handlers.get(evt.EVT_DIMSE_SENT)
     return bool(bound) and (
-        len(cast("list[Any]", bound)) > 1
-        or cast("list[Any]", bound)[0][0] is not _handlers.standard_dimse_sent_handler
+        len(bound) > 1 or bound[0][0] is not _handlers.standard_dimse_sent_handler
     )
 
 
@@ -134,10 +133,10 @@ def _from_open_file(assoc: Association, path: Any, fd: int, chunked: bool) -> St
     if context is None:
         return None
     file = OpenFile.of(path, found.offset, fd, size - found.offset)
-    return StoreSource(sop_class, sop_instance, cast(int, context.context_id), file)
+    return StoreSource(sop_class, sop_instance, context.context_id, file)
 
 
-def exact_context(assoc: Any, sop_class: str, transfer_syntax: str) -> PresentationContext | None:
+def exact_context(assoc: Any, sop_class: str, transfer_syntax: str) -> Any:
     """Return the accepted context that `Association._get_valid_context` would choose for an exact match.
 
     Parameters
@@ -155,11 +154,11 @@ def exact_context(assoc: Any, sop_class: str, transfer_syntax: str) -> Presentat
     known = assoc._context_cache.get((sop_class, transfer_syntax))
     if known is not None and assoc._accepted_cx.get(known.context_id) is known:
         if _fits(known, sop_class, transfer_syntax):
-            return cast("PresentationContext", known)
+            return known
     for context in assoc.accepted_contexts:
         if _fits(context, sop_class, transfer_syntax):
             assoc._context_cache[(sop_class, transfer_syntax)] = context
-            return cast("PresentationContext", context)
+            return context
     return None
 
 
@@ -189,9 +188,7 @@ def _from_dataset(assoc: Association, dataset: Dataset) -> StoreSource | None:
     buffers = encode_unjoined(dataset, *encoding)
     if buffers is None:
         return None
-    return StoreSource(
-        sop_class, sop_instance, cast(int, context.context_id), buffer=BufferList(buffers)
-    )
+    return StoreSource(sop_class, sop_instance, context.context_id, data=buffers)
 
 
 def _encoding_of(dataset: Dataset) -> tuple[bool | None, bool | None]:
@@ -272,11 +269,20 @@ def is_plain_response(response: Any) -> bool:
     )
 
 
-def status_dataset(status: int) -> Dataset:
-    """Return a data set with nothing but a *Status* (0000,0900).
+# What a new data set and its status element are made of: `Dataset()` itself takes longer than decoding the response
+_EMPTY = vars(Dataset())
+_EMPTY_DICTS = tuple(name for name, value in _EMPTY.items() if type(value) is dict)
+_SUCCESS = vars(DataElement(_STATUS, "US", 0x0000))
 
-    Its element is made when somebody looks at it.
-    """
-    return Dataset(
-        {_STATUS: RawDataElement(_STATUS, "US", 2, status.to_bytes(2, "little"), 0, False, True)}
-    )
+
+def status_dataset(status: int) -> Dataset:
+    """Return a data set with nothing but a *Status* (0000,0900)."""
+    element = DataElement.__new__(DataElement)
+    vars(element).update(_SUCCESS, _value=status)
+    dataset = Dataset.__new__(Dataset)
+    attributes = vars(dataset)
+    attributes.update(_EMPTY)
+    for name in _EMPTY_DICTS:
+        attributes[name] = _EMPTY[name].copy()
+    attributes["_dict"][_STATUS] = element
+    return dataset

@@ -4,9 +4,9 @@ An association is in one of two modes:
 
 * **stock mode**: the DUL's own thread runs pynetdicom's reactor, event-driven instead of every millisecond. All of
   negotiation, release and abort happens here, and P-DATA too while somebody watches it PDU by PDU.
-* **direct mode**: the association is established and nobody watches. The DUL's thread has ended; whoever wants a
-  message reads the socket itself (one at a time, by the read token), whoever has one writes it. Anything that is not
-  P-DATA, and anything that is put into the DUL's queues, ends direct mode: a new thread takes the reactor up again.
+* **direct mode** (`fastpdu.direct`): the association is established and nobody watches. The DUL's thread has ended;
+  whoever wants a message reads the socket itself, whoever has one writes it. Anything that is not P-DATA, and anything
+  that is put into the DUL's queues, ends direct mode: a new thread takes the reactor up again.
 
 docs/architecture.md has the reasons and the rules.
 """
@@ -14,22 +14,22 @@ docs/architecture.md has the reasons and the rules.
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
 from contextlib import suppress
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pynetdicom import _config, _handlers, evt, fsm
+from pynetdicom import _config, evt, fsm
 from pynetdicom import dul as stock
 from pynetdicom.pdu import A_ABORT_RQ
-from pynetdicom.timer import Timer
 
 from fastpdu import engine
-from fastpdu.dimse_messages import OpenFile
+from fastpdu.direct import DirectMode
+from fastpdu.notifying import NotifyingQueue, NotifyingTimer
 from fastpdu.transport import ROADS, connection_for, tunable
+from fastpdu.watching import PduWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.pdu import _PDUType
 
-    from fastpdu.dimse_messages import Encoded
     from fastpdu.options import TransportOptions
+
+_T = TypeVar("_T")
 
 # pynetdicom's logger, since the messages are pynetdicom's
 LOGGER = logging.getLogger("pynetdicom.dul")
@@ -46,10 +47,6 @@ LOGGER = logging.getLogger("pynetdicom.dul")
 # Bound of a wait outside Sta6, in seconds: there, tests and applications change things without telling us
 # (`_is_connected`, a raw close of the socket).
 BOUND = 0.05
-# Seconds for which the idle reader stays away after somebody else has read: that one will be back soon
-LEASE = 0.02
-# Messages that may wait for somebody who does not take them, before the socket is left alone
-BACKLOG = 8
 # Reads of up to 64 KiB that are thrown away before a connection is closed on which the peer broke the protocol
 DRAIN = 64
 # Events of primitives that the local user issued: A-ASSOCIATE, P-DATA, A-RELEASE and A-ABORT
@@ -57,58 +54,6 @@ LOCAL_EVENTS = frozenset({"Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15"})
 # Reasons in an A-ABORT of the service provider (PS3.8 9.3.8)
 UNEXPECTED_PDU = 2
 INVALID_PARAMETER = 6
-
-_DT_1, _DT_2 = fsm.ACTIONS["DT-1"], fsm.ACTIONS["DT-2"]
-_WATCHABLE_METHODS = frozenset(
-    {"_read_pdu_data", "_decode_pdu", "_send", "_is_transport_event", "_process_recv_primitive"}
-)
-_WATCHABLE_SOCKET_METHODS = frozenset({"send", "recv", "ready"})
-# Any of these handlers sees each PDU
-_PDU_EVENTS = (evt.EVT_FSM_TRANSITION, evt.EVT_DATA_RECV, evt.EVT_DATA_SENT)
-# ... and these do if they are more than pynetdicom's own, which do nothing for P-DATA
-_DEFAULTED_PDU_EVENTS = (
-    (evt.EVT_PDU_RECV, _handlers.standard_pdu_recv_handler),
-    (evt.EVT_PDU_SENT, _handlers.standard_pdu_sent_handler),
-)
-
-
-class _Queue(queue.Queue[Any]):
-    """A queue that tells when something is put into it."""
-
-    def __init__(self, on_put: Callable[[], None]) -> None:
-        super().__init__()
-        self._on_put = on_put
-
-    def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        super().put(item, block, timeout)
-        self._on_put()
-
-
-class _Timer(Timer):
-    """A timer that tells when its end changes, other than by a restart on reception."""
-
-    def __init__(self, timeout: float | None, on_change: Callable[[], None]) -> None:
-        super().__init__(timeout)
-        self._on_change = on_change
-
-    def start(self) -> None:
-        super().start()
-        self._on_change()
-
-    def restart(self) -> None:
-        # Later than before: whoever waits finds out when the earlier end has come
-        super().start()
-
-    @property
-    def timeout(self) -> float | None:
-        """Seconds until the timer expires, None for never."""
-        return self._timeout
-
-    @timeout.setter
-    def timeout(self, value: float | None) -> None:
-        self._timeout = value
-        if self._start_time is not None and self._end_time is None:
-            self._on_change()
 
 
 class DULServiceProvider(stock.DULServiceProvider):
@@ -125,11 +70,16 @@ class DULServiceProvider(stock.DULServiceProvider):
     def __init__(self, assoc: Association, options: TransportOptions) -> None:
         self._options = options
         self._killed = False
-        self._direct = False
-        self._connection: engine.Connection | None = None
+        # Whether the association is in direct mode
+        self.is_direct = False
+        # The peer's maximum length (PS3.8 D.1)
+        self.peer_maximum = 0
+        # The engine's connection, None before there is one
+        self.connection: engine.Connection | None = None
         self._connected_socket: Any = None
+        # What has been told to the engine
         self._split: Any = None
-        self._peer_maximum = 0
+        self._pdu_timeout: float | None = None
         self._maxima_known = False
         # Wakes the reactor while there is no connection to wait on
         self._stirred = threading.Event()
@@ -140,13 +90,9 @@ class DULServiceProvider(stock.DULServiceProvider):
         self._reactor_ident: int | None = None
         self._mode_lock = threading.Lock()
         self._retirement: threading.Event | None = None
-        self._read_token = threading.Lock()
-        self._lease_until = 0.0
-        self._token_wanted = 0
-        self._reads = 0
-        self._parked_for_long = False
         self._primitive_waiters = 0
-        self._unread_failure: Exception | None = None
+        # What went wrong while a message was read in direct mode
+        self.unread_failure: Exception | None = None
         self._abort_reason = 0
         # What the state machine deals with, or has dealt with last
         self._event = ""
@@ -155,20 +101,17 @@ class DULServiceProvider(stock.DULServiceProvider):
 
         super().__init__(assoc)
 
+        self.direct = DirectMode(self)
+        self._watch = PduWatch(self)
         # What pynetdicom's `make_target` keeps for the DUL's thread: there may be more than one such thread here
         self._context = copy_context() if _config.PASS_CONTEXTVARS else None
-        self.event_queue = _Queue(self.stir)
-        self.to_provider_queue = _Queue(self.stir)
-        self.to_user_queue = _Queue(self.roused.set)
-        self._idle_timer = _Timer(60, self.rouse)
-        self.artim_timer = _Timer(30, self.stir)
+        self.event_queue = NotifyingQueue(self.stir)
+        self.to_provider_queue = NotifyingQueue(self.stir)
+        self.to_user_queue = NotifyingQueue(self.roused.set)
+        self._idle_timer = NotifyingTimer(60, self.rouse)
+        self.artim_timer = NotifyingTimer(30, self.stir)
 
     # State ------------------------------------------------------------------------------------------------------
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether the association is in direct mode."""
-        return self._direct
 
     @property
     def is_over(self) -> bool:
@@ -176,9 +119,9 @@ class DULServiceProvider(stock.DULServiceProvider):
         return self._dead.is_set()
 
     @property
-    def connection(self) -> engine.Connection | None:
-        """The engine's connection, None before there is one."""
-        return self._connection
+    def send_timeout(self) -> float | None:
+        """Seconds for which a peer may take no data while we send, None for ever."""
+        return self._options.send_timeout or self._assoc.network_timeout
 
     @property
     def _kill_thread(self) -> bool:
@@ -228,41 +171,29 @@ class DULServiceProvider(stock.DULServiceProvider):
 
     def stir(self) -> None:
         """Something was put into a queue, or has changed: the reactor has to look."""
-        if self._direct:
+        if self.is_direct:
             self.leave_direct()
         if threading.get_ident() == self._reactor_ident:
             return
         self._stirred.set()
-        if self._connection is not None:
-            self._connection.wake()
+        if self.connection is not None:
+            self.connection.wake()
 
     def rouse(self) -> None:
         """Wake the association's thread, wherever it waits."""
         self.roused.set()
-        if self._connection is not None:
-            self._connection.wake()
+        self.rouse_reader()
+
+    def rouse_reader(self) -> None:
+        """Wake the thread that waits for the peer, if there is one."""
+        if self.connection is not None:
+            self.connection.wake()
 
     # Modes ------------------------------------------------------------------------------------------------------
 
     def is_watched(self) -> bool:
         """Return whether somebody is to see each P-DATA PDU, or has replaced what handles them."""
-        machine = self.state_machine
-        if type(machine) is not fsm.StateMachine or len(machine.__dict__) > 2:
-            return True
-        actions = fsm.ACTIONS
-        if actions["DT-1"] is not _DT_1 or actions["DT-2"] is not _DT_2:
-            return True
-        bound = cast(Any, self._assoc._handlers).get
-        for event in _PDU_EVENTS:
-            if bound(event):
-                return True
-        for event, default in _DEFAULTED_PDU_EVENTS:
-            handlers = bound(event)
-            if handlers and (len(handlers) > 1 or handlers[0][0] is not default):
-                return True
-        if not _WATCHABLE_METHODS.isdisjoint(self.__dict__):
-            return True
-        return not _WATCHABLE_SOCKET_METHODS.isdisjoint(getattr(self.socket, "__dict__", ()))
+        return self._watch.is_on()
 
     def _may_be_direct(self) -> bool:
         """Whether direct mode may begin."""
@@ -273,10 +204,10 @@ class DULServiceProvider(stock.DULServiceProvider):
             and not self.event_queue.queue
             and not self.to_provider_queue.queue
             and tunable(getattr(self.socket, "socket", None))
-            and self._may_stay_direct()
+            and self.may_stay_direct()
         )
 
-    def _may_stay_direct(self) -> bool:
+    def may_stay_direct(self) -> bool:
         """Whether direct mode may go on: what ends it without telling. Asked before each message."""
         return (
             self.state_machine.current_state == "Sta6"
@@ -292,16 +223,16 @@ class DULServiceProvider(stock.DULServiceProvider):
 
     def enter_direct(self) -> bool:
         """Enter direct mode, if that is possible, and say whether the association is in it."""
-        if self._direct:
-            if self._may_stay_direct():
+        if self.is_direct:
+            if self.may_stay_direct():
                 return True
             self.leave_direct()
             return False
         if threading.get_ident() == self._reactor_ident or not self._may_be_direct():
             return False
         with self._mode_lock:
-            if self._direct or not self._running:
-                return self._direct
+            if self.is_direct or not self._running:
+                return self.is_direct
             if self._retirement is None:
                 self._retirement = threading.Event()
             retirement = self._retirement
@@ -311,7 +242,7 @@ class DULServiceProvider(stock.DULServiceProvider):
             with self._mode_lock:
                 if self._retirement is retirement:
                     self._retirement = None
-        return self._direct
+        return self.is_direct
 
     def _retire(self) -> bool:
         """On the reactor's thread: enter direct mode, if it was asked for."""
@@ -327,266 +258,85 @@ class DULServiceProvider(stock.DULServiceProvider):
                 self._learn_maxima(connection)
                 connection.resume()
                 self._reactor_ident = None
-                self._direct = retired = True
-                self._read_token.release()
+                self.is_direct = retired = True
+                self.direct.token.release()
         retirement.set()
-        # Not what `_direct` is by now: somebody may have ended direct mode already, with a thread of its own
+        # Not what `is_direct` is by now: somebody may have ended direct mode already, with a thread of its own
         return retired
 
     def leave_direct(self) -> None:
         """Leave direct mode: a new thread takes the reactor up."""
         with self._mode_lock:
-            if not self._direct:
+            if not self.is_direct:
                 return
-            self._direct = False
-            connection = self._connection
+            self.is_direct = False
+            connection = self.connection
             if connection is not None:
                 connection.hold()
                 connection.wake()
             if self._running:
                 threading.Thread(
-                    target=self._in_context,
+                    target=self.in_context,
                     args=(self.run_reactor,),
                     name=self.name,
                     daemon=self.daemon,
                 ).start()
         self.roused.set()
 
-    # Reading and writing in direct mode ---------------------------------------------------------------------------
+    # Messages ---------------------------------------------------------------------------------------------------------
 
-    def send_direct(self, context_id: int, message: Encoded) -> bool:
-        """Write a whole message from the calling thread.
+    def take_message(
+        self, connection: engine.Connection, timeout: float | None
+    ) -> engine.Message | int:
+        """Receive a message for DIMSE, or the engine's outcome if there is none.
 
         Parameters
         ----------
-        context_id : int
-            The presentation context ID.
-        message : Encoded
-            The message.
+        connection : engine.Connection
+            The connection.
+        timeout : float or None
+            0: take what is there; else whatever the rest of the message needs.
 
         Returns
         -------
-        bool
-            False if direct mode ended before a byte was sent: the message must take the stock road.
+        engine.Message or int
+            The message, which the caller delivers.
 
         Raises
         ------
-        OSError
-            If the file with the data set cannot be opened.
-        ValueError
-            If the maximum length is 1 to 6.
+        engine.ProtocolError, OSError
+            As `Connection.receive` does.
         """
-        connection = cast(engine.Connection, self._connection)
-        max_pdu = self._peer_maximum
-        timeout = self._options.send_timeout or self._assoc.network_timeout
-        sent = connection.bytes_sent
-        try:
-            if message.file is None:
-                connection.send(
-                    context_id, message.command, message.data, max_pdu=max_pdu, timeout=timeout
-                )
-            else:
-                self._send_file(connection, context_id, message, max_pdu, timeout)
-        except engine.Cancelled as error:
-            return error.begun
-        except (EOFError, TimeoutError, ConnectionError) as error:
-            self._sending_failed(connection, error)
-        except OSError as error:
-            if connection.bytes_sent == sent and message.file is not None and not connection.closed:
-                raise
-            self._sending_failed(connection, error)
-        return True
-
-    def _send_file(
-        self,
-        connection: engine.Connection,
-        context_id: int,
-        message: Encoded,
-        max_pdu: int,
-        timeout: float | None,
-    ) -> None:
-        if isinstance(message.file, OpenFile):
-            connection.send_file(
-                context_id,
-                message.command,
-                message.file.fd,
-                message.file[1],
-                message.file.length,
-                max_pdu=max_pdu,
-                timeout=timeout,
-            )
-            return
-        path, offset = cast("tuple[Any, int]", message.file)
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        try:
-            length = max(os.fstat(fd).st_size - offset, 0)
-            connection.send_file(
-                context_id, message.command, fd, offset, length, max_pdu=max_pdu, timeout=timeout
-            )
-        finally:
-            os.close(fd)
-
-    def _sending_failed(self, connection: engine.Connection, error: Exception) -> None:
-        """The message cannot be completed: the association is over."""
-        if not connection.closed:
-            LOGGER.error("Failed to send a message: %s", error)
-        if isinstance(error, EOFError):
-            # Half a message has left; only an abort can end it (PS3.8 9.2, AA-8)
-            self.event_queue.put("Evt19")
-        else:
-            self.event_queue.put("Evt17")
-
-    def read_direct(self, deadline: float | None, until: Callable[[], bool]) -> None:
-        """Read messages on the calling thread until one has come that `until` wants.
-
-        Returns also when direct mode ends, and at the deadline.
-
-        Parameters
-        ----------
-        deadline : float or None
-            The `time.monotonic` at which to stop.
-        until : callable
-            Says whether what was waited for is there.
-        """
-        if not self._read_token.acquire(blocking=False):
-            self._token_wanted += 1
-            try:
-                cast(engine.Connection, self._connection).wake()
-                if not self._read_token.acquire(
-                    timeout=_remaining(deadline, threading.TIMEOUT_MAX)
-                ):
-                    return
-            finally:
-                self._token_wanted -= 1
-        self._reads += 1
-        try:
-            connection = cast(engine.Connection, self._connection)
-            while self._direct and not until():
-                left = _remaining(deadline, None)
-                if left == 0 and not connection.in_message:
-                    return
-                self._read_step(left)
-        finally:
-            self._lease_until = time.monotonic() + LEASE
-            self._read_token.release()
-            if self._parked_for_long:
-                self.roused.set()
-
-    def poll_direct(self) -> None:
-        """Take what has arrived, without waiting: a handler wants to know about a C-CANCEL."""
-        if not self._direct or not self._read_token.acquire(blocking=False):
-            return
-        try:
-            while self._direct and not self._is_full():
-                if not self._read_step(0):
-                    return
-        finally:
-            self._read_token.release()
-
-    def idle_direct(self, has_work: Callable[[], bool]) -> None:
-        """On the association's thread: wait for a message, or for anything else to do.
-
-        Parameters
-        ----------
-        has_work : callable
-            Says whether there is something to do already. It is asked with the read token in hand, without which
-            nobody can bring a message.
-        """
-        lease = self._lease_until - time.monotonic()
-        if self._token_wanted or lease > 0:
-            # Somebody else reads now and then: come back when that one has not for a while
-            self._park(max(lease, LEASE))
-        elif self._is_full():
-            self._park_for_long(self._is_full)
-        elif not self._read_token.acquire(blocking=False):
-            # Somebody waits for the peer. Most answers come soon, and need not wake us.
-            reads = self._reads
-            self._park(LEASE)
-            if reads == self._reads and self._read_token.locked():
-                self._park_for_long(self._read_token.locked)
-        else:
-            try:
-                if self._direct and not has_work():
-                    self._read_step(self._idle_remaining())
-            finally:
-                self._read_token.release()
-
-    def _is_full(self) -> bool:
-        """Whether so many messages wait that the socket is to be left alone."""
-        waiting = getattr(self._assoc.dimse, "msg_queue", None)
-        return waiting is not None and waiting.qsize() >= BACKLOG
-
-    def _park_for_long(self, reason: Callable[[], bool]) -> None:
-        """Wait without the read token until the reader, or who takes messages from the queue, wakes us."""
-        self._parked_for_long = True
-        try:
-            # Only now: who ends the reason later sees the flag
-            if reason():
-                self._park(None)
-        finally:
-            self._parked_for_long = False
-
-    def _park(self, timeout: float | None) -> None:
-        """Wait without the read token, not longer than the network timeout allows."""
-        idle = self._idle_remaining()
-        if timeout is None or (idle is not None and idle < timeout):
-            timeout = idle
-        self.roused.wait(timeout)
-        self.roused.clear()
-
-    def message_taken(self) -> None:
-        """Somebody took a message from DIMSE's queue: there is room for another one."""
-        if self._parked_for_long:
-            self.roused.set()
-
-    def _idle_remaining(self) -> float | None:
-        """Seconds until the network timeout; None for never."""
-        if self._idle_timer.timeout is None:
-            return None
-        return max(self._idle_timer.remaining, 0) + 0.001
-
-    def _read_step(self, timeout: float | None) -> bool:
-        """With the read token: take one message, if one begins within `timeout`; say whether something was read."""
-        connection = cast(engine.Connection, self._connection)
-        try:
-            if not connection.in_message and connection.wait(timeout) != engine.READY:
-                return False
-            if not connection.in_message and not self._may_stay_direct():
-                self.leave_direct()
-                return False
-            outcome = self._take_message(connection, 0 if timeout == 0 else None)
-            if outcome == engine.OTHER:
-                self.leave_direct()
-            return outcome == engine.READY
-        except (engine.ProtocolError, OSError) as error:
-            # The reactor will do what pynetdicom does about it
-            self._unread_failure = error
-            self.leave_direct()
-            return False
-
-    def _take_message(self, connection: engine.Connection, timeout: float | None) -> int:
-        """Receive a message and hand it to DIMSE; return READY, or the engine's outcome if there is none."""
-        dimse = cast(Any, self._assoc.dimse)
+        dimse: Any = self._assoc.dimse
         limit = self._options.pdu_timeout or self._assoc.network_timeout
-        if limit != connection.pdu_timeout:
-            connection.pdu_timeout = limit
+        if limit != self._pdu_timeout:
+            connection.pdu_timeout = self._pdu_timeout = limit
         split = dimse.split_commands()
         if split is not self._split:
             connection.split_commands = self._split = split
-        while isinstance(message := connection.receive(timeout), int):
-            if message != engine.PARTIAL:
-                return message
+        while (message := connection.receive(timeout)) == engine.PARTIAL:
             connection.set_sink(dimse.open_sink(connection.partial))
-        self._idle_timer.restart()
-        self._in_context(dimse.receive_message, message)
-        return engine.READY
+        if not isinstance(message, int):
+            self._idle_timer.restart()
+        return message
 
-    def _in_context(self, function: Callable[..., None], *args: Any) -> None:
+    def deliver(self, message: engine.Message) -> None:
+        """Hand a message to DIMSE, for whoever will take it from there."""
+        dimse: Any = self._assoc.dimse
+        self.in_context(dimse.receive_message, message)
+
+    def idle_remaining(self) -> float | None:
+        """Return the seconds until the network timeout, None for never."""
+        if self._idle_timer.timeout is None:
+            return None
+        remaining = self._idle_timer.remaining
+        return remaining + 0.001 if remaining > 0 else 0.001
+
+    def in_context(self, function: Callable[..., _T], *args: Any) -> _T:
         """Call a function with the context variables of the DUL's thread (`_config.PASS_CONTEXTVARS`)."""
         if self._context is None:
-            function(*args)
-        else:
-            self._context.copy().run(function, *args)
+            return function(*args)
+        return self._context.copy().run(function, *args)
 
     def _learn_maxima(self, connection: engine.Connection) -> None:
         """Take over the maximum lengths that were negotiated (PS3.8 D.1): ours for reading, the peer's for writing."""
@@ -595,7 +345,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         if not assoc.is_requestor:
             local, remote = remote, local
         connection.max_receive_pdu = local.maximum_length or 0
-        self._peer_maximum = remote.maximum_length or 0
+        self.peer_maximum = remote.maximum_length or 0
         self._maxima_known = True
 
     # The reactor of stock mode ------------------------------------------------------------------------------------
@@ -605,7 +355,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         self._reactor_ident = threading.get_ident()
         if not self._assoc._dul_ready.is_set():
             self._idle_timer.start()
-        self._read_token.acquire()
+        self.direct.token.acquire()
         retired = False
         try:
             retired = self._react()
@@ -723,12 +473,12 @@ class DULServiceProvider(stock.DULServiceProvider):
         """The association is over."""
         with self._mode_lock:
             self._running = False
-            self._direct = False
+            self.is_direct = False
             retirement, self._retirement = self._retirement, None
             if retirement is not None:
                 retirement.set()
-        self._read_token.release()
-        connection = self._connection
+        self.direct.token.release()
+        connection = self.connection
         if connection is not None:
             ROADS.end(connection)
             connection.close()
@@ -756,20 +506,20 @@ class DULServiceProvider(stock.DULServiceProvider):
         """Return the engine's connection over the association's socket, None while there is no usable socket."""
         holder = self.socket
         sock = getattr(holder, "socket", None)
-        if self._connection is not None and sock is self._connected_socket:
-            return None if self._connection.closed else self._connection
+        if self.connection is not None and sock is self._connected_socket:
+            return None if self.connection.closed else self.connection
         if not getattr(holder, "_is_connected", False) or not tunable(sock):
             return None
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = connection_for(cast(Any, sock), self._options)
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = connection_for(cast(Any, sock), self._options)
         self._connected_socket = sock
-        self._split = None
-        return self._connection
+        self._split = self._pdu_timeout = None
+        return self.connection
 
     def _is_transport_event(self) -> bool:
         """Take incoming data, if there is any; return True if there was."""
-        failure, self._unread_failure = self._unread_failure, None
+        failure, self.unread_failure = self.unread_failure, None
         if failure is not None:
             self._reading_failed(failure)
             return True
@@ -834,11 +584,13 @@ class DULServiceProvider(stock.DULServiceProvider):
             cast(Any, self.socket).close()
             return True
         try:
-            outcome = self._take_message(connection, 0)
+            outcome = self.take_message(connection, 0)
         except (engine.ProtocolError, OSError) as error:
             self._reading_failed(error)
             return True
-        if outcome == engine.OTHER:
+        if not isinstance(outcome, int):
+            self.deliver(outcome)
+        elif outcome == engine.OTHER:
             if connection.in_message:
                 # An A-ABORT, or something that is wrong here: the message will never be complete
                 connection.drop_message()
@@ -852,16 +604,16 @@ class DULServiceProvider(stock.DULServiceProvider):
             LOGGER.error("%s" if error.reason == 1 else "Received an invalid PDU: %s", error)
             self._abort_reason = error.reason
             self._out_of_step = True
-            if self._connection is not None:
-                self._connection.abandon()
+            if self.connection is not None:
+                self.connection.abandon()
             self.event_queue.put("Evt19")
             return
         if getattr(self._assoc.dimse, "sink", None) is not None and not isinstance(
             error, ConnectionError
         ):
             LOGGER.error("Unable to write the received data set: %s", error)
-            if self._connection is not None:
-                self._connection.abandon()
+            if self.connection is not None:
+                self.connection.abandon()
             self.event_queue.put("Evt19")
             return
         if isinstance(error, engine.PeerClosed) and error.__cause__ is None:
@@ -873,8 +625,8 @@ class DULServiceProvider(stock.DULServiceProvider):
         else:
             LOGGER.error("Connection closed before the entire PDU was received")
             LOGGER.exception(error)
-        if self._connection is not None:
-            self._connection.abandon()
+        if self.connection is not None:
+            self.connection.abandon()
         self.event_queue.put("Evt17")
 
     def _read_pdu_data(self) -> None:
@@ -908,26 +660,19 @@ class DULServiceProvider(stock.DULServiceProvider):
             pdu.source = 0x02
             pdu.reason_diagnostic = self._abort_reason if self._event == "Evt19" else UNEXPECTED_PDU
         connection = self._attach()
-        if connection is None or not _WATCHABLE_SOCKET_METHODS.isdisjoint(self.socket.__dict__):
+        if connection is None or self._watch.is_on_socket():
             super()._send(pdu)
             return
         data = pdu.encode()
         if isinstance(pdu, A_ABORT_RQ):
             connection.cancel()
         try:
-            connection.send_bytes(
-                data, timeout=self._options.send_timeout or self._assoc.network_timeout
-            )
+            connection.send_bytes(data, timeout=self.send_timeout)
             evt.trigger(self._assoc, evt.EVT_DATA_SENT, {"data": data})
         except Exception as error:
             LOGGER.debug("The PDU could not be sent: %s", error)
             self.event_queue.put("Evt17")
         evt.trigger(self._assoc, evt.EVT_PDU_SENT, {"pdu": pdu})
-
-
-def _remaining(deadline: float | None, never: Any) -> Any:
-    """Seconds until a `time.monotonic` deadline, at least 0; `never` if there is none."""
-    return never if deadline is None else max(deadline - time.monotonic(), 0)
 
 
 def _readable(connection: engine.Connection) -> bool:

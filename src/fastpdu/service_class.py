@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pynetdicom import _config, evt
 from pynetdicom import service_class as stock
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import uid_to_service_class
 
+from fastpdu.dimse_messages import Encoded, encode_store_response, store_response
+
 if TYPE_CHECKING:
-    from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContextTuple
+
+    from fastpdu.association import AssociationMixin
 
 # That of `Association._serve_request`
 LOGGER = logging.getLogger("pynetdicom.association")
@@ -21,7 +25,7 @@ _STORAGE = stock.StorageServiceClass
 _STOCK_SCP = _STORAGE.SCP
 
 
-def serve_store(assoc: Association, request: Any, context_id: int) -> bool:
+def serve_store(assoc: AssociationMixin, request: Any, context_id: int) -> bool:
     """Serve a C-STORE request like `Association._serve_request` and `StorageServiceClass.SCP` do.
 
     Parameters
@@ -38,26 +42,22 @@ def serve_store(assoc: Association, request: Any, context_id: int) -> bool:
     bool
         False if pynetdicom's own code has to serve the request; nothing has been done then.
     """
-    if type(request) is not C_STORE or assoc._sent_release or not request.is_valid_request:
-        return False
-    context = assoc._accepted_cx.get(context_id)
     if (
-        context is None
+        type(request) is not C_STORE
+        or assoc._sent_release
+        or not _is_request(request)
         or _config.UNRESTRICTED_STORAGE_SERVICE
-        or assoc.acceptor.accepted_common_extended
-    ):
-        return False
-    if (
-        _service_of(assoc, cast(str, request.AffectedSOPClassUID)) is not _STORAGE
         or _STORAGE.SCP is not _STOCK_SCP
     ):
         return False
-    service = _STORAGE(assoc)
+    context = _storage_context(assoc, context_id, request._affected_sop_class_uid)
+    if context is None:
+        return False
     try:
         assoc.dimse.cancel_req = {}
         # In case the handler calls one of the send_* methods
         assoc._is_paused = True
-        _serve(service, request, context)
+        _serve(assoc, assoc.dimse, request, context)
         assoc._is_paused = False
         assoc.dimse.cancel_req = {}
     except Exception as error:
@@ -66,43 +66,63 @@ def serve_store(assoc: Association, request: Any, context_id: int) -> bool:
     return True
 
 
-def _service_of(assoc: Any, sop_class: str) -> type[stock.ServiceClass]:
-    """Return the service class of a SOP class, looked up once for an association."""
-    service = assoc._service_cache.get(sop_class)
-    if service is None:
-        service = assoc._service_cache[sop_class] = uid_to_service_class(sop_class)
-    return cast("type[stock.ServiceClass]", service)
+def _is_request(request: Any) -> bool:
+    """`C_STORE.is_valid_request`, without the properties."""
+    return (
+        request._message_id is not None
+        and request._affected_sop_class_uid is not None
+        and request._affected_sop_instance_uid is not None
+        and request._priority is not None
+        and request._dataset is not None
+    )
 
 
-def _serve(service: stock.StorageServiceClass, request: Any, context: Any) -> None:
+def _storage_context(
+    assoc: AssociationMixin, context_id: int, sop_class: Any
+) -> PresentationContextTuple | None:
+    """Return the context of a request for the storage service, None if it is for another one or there is none."""
+    known = assoc._storage_contexts.get((context_id, sop_class))
+    context = assoc._accepted_cx.get(context_id)
+    if known is not None and known[0] is context:
+        return known[1]
+    if (
+        context is None
+        or assoc.acceptor.accepted_common_extended
+        or uid_to_service_class(sop_class) is not _STORAGE
+    ):
+        return None
+    assoc._storage_contexts[context_id, sop_class] = (context, context.as_tuple)
+    return context.as_tuple
+
+
+def _serve(assoc: Any, dimse: Any, request: Any, context: PresentationContextTuple) -> None:
     """`StorageServiceClass.SCP`, with a response that takes over what the request has had checked."""
-    assoc, dimse = service.assoc, service.dimse
-    response = C_STORE()
-    response._message_id = response._message_id_being_responded_to = request._message_id
-    response._affected_sop_instance_uid = request._affected_sop_instance_uid
-    response._affected_sop_class_uid = request._affected_sop_class_uid
+    context_id = context.context_id
+    response = store_response(request)
     status: Any = None
-    with stock.attempt(response, dimse, context.context_id, assoc) as attempt:
+    with stock.attempt(response, dimse, context_id, assoc) as attempt:
         attempt.error_msg = "Exception in handler bound to 'evt.EVT_C_STORE'"
         attempt.error_status = 0xC211
         try:
-            status = evt.trigger(
-                assoc, evt.EVT_C_STORE, {"request": request, "context": context.as_tuple}
-            )
+            status = evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context})
         finally:
-            _remove_file(request)
+            if request._dataset_file:
+                _remove_file(request._dataset_file)
     # The handler raised, aborted or released
-    if not attempt.success or not assoc.is_established:
+    if not attempt._success or not assoc.is_established:
         return
-    dimse.send_msg(service.validate_status(status, response), context.context_id)
+    if type(status) is int and status in _STORAGE.statuses:
+        encoded = Encoded(encode_store_response(request, status))
+        if dimse.send_encoded(context_id, encoded):
+            return
+    dimse.send_msg(_STORAGE(assoc).validate_status(status, response), context_id)
 
 
-def _remove_file(request: Any) -> None:
+def _remove_file(file: Any) -> None:
     """Remove the temporary file of a data set that was received to a file."""
-    if request._dataset_file:
-        request._dataset_file.close()
-        try:
-            os.unlink(request._dataset_file.name)
-        except OSError:
-            # The handler has moved it away, or the platform does not delete files in use
-            pass
+    file.close()
+    try:
+        os.unlink(file.name)
+    except OSError:
+        # The handler has moved it away, or the platform does not delete files in use
+        pass

@@ -1,0 +1,301 @@
+"""Direct mode: whoever wants a message reads the socket itself, whoever has one writes it.
+
+The association is established, and nobody watches its PDUs. It has no thread that reads: reading goes by the *read
+token*, one thread at a time. docs/architecture.md has the rules.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from fastpdu import engine
+from fastpdu.dimse_messages import OpenFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastpdu.dimse_messages import Encoded
+    from fastpdu.dul import DULServiceProvider
+
+# pynetdicom's logger, since the messages are pynetdicom's
+LOGGER = logging.getLogger("pynetdicom.dul")
+
+# Seconds for which the idle reader stays away after somebody else has read: that one will be back soon
+LEASE = 0.02
+# Messages that may wait for somebody who does not take them, before the socket is left alone
+BACKLOG = 8
+
+
+class DirectMode:
+    """Reads and writes an association's messages on the threads that call.
+
+    The service provider decides when direct mode begins and ends.
+
+    Parameters
+    ----------
+    dul : DULServiceProvider
+        The association's service provider.
+
+    Attributes
+    ----------
+    token : threading.Lock
+        The read token. Outside direct mode the reactor has it.
+    """
+
+    def __init__(self, dul: DULServiceProvider) -> None:
+        self._dul = dul
+        self.token = threading.Lock()
+        self._lease_until = 0.0
+        self._wanted = 0
+        self._reads = 0
+        self._parked_for_long = False
+
+    # Writing ------------------------------------------------------------------------------------------------------
+
+    def send(self, context_id: int, message: Encoded) -> bool:
+        """Write a whole message from the calling thread.
+
+        Parameters
+        ----------
+        context_id : int
+            The presentation context ID.
+        message : Encoded
+            The message.
+
+        Returns
+        -------
+        bool
+            False if direct mode ended before a byte was sent: the message must take the stock road.
+
+        Raises
+        ------
+        OSError
+            If the file with the data set cannot be opened.
+        ValueError
+            If the maximum length is 1 to 6.
+        """
+        dul = self._dul
+        connection: Any = dul.connection
+        max_pdu = dul.peer_maximum
+        timeout = dul.send_timeout
+        sent = connection.bytes_sent
+        try:
+            if message.file is None:
+                connection.send(
+                    context_id,
+                    message.command,
+                    message.data,
+                    max_pdu=max_pdu,
+                    timeout=timeout,
+                    linger=LEASE if message.is_awaited else 0,
+                )
+            else:
+                self._send_file(connection, context_id, message, max_pdu, timeout)
+        except engine.Cancelled as error:
+            return error.begun
+        except (EOFError, TimeoutError, ConnectionError) as error:
+            self._sending_failed(connection, error)
+        except OSError as error:
+            if connection.bytes_sent == sent and message.file is not None and not connection.closed:
+                raise
+            self._sending_failed(connection, error)
+        return True
+
+    def _send_file(
+        self,
+        connection: engine.Connection,
+        context_id: int,
+        message: Encoded,
+        max_pdu: int,
+        timeout: float | None,
+    ) -> None:
+        file = message.file
+        if isinstance(file, OpenFile):
+            connection.send_file(
+                context_id,
+                message.command,
+                file.fd,
+                file[1],
+                file.length,
+                max_pdu=max_pdu,
+                timeout=timeout,
+                linger=LEASE if message.is_awaited else 0,
+            )
+            return
+        path, offset = cast("tuple[Any, int]", file)
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            length = max(os.fstat(fd).st_size - offset, 0)
+            connection.send_file(
+                context_id, message.command, fd, offset, length, max_pdu=max_pdu, timeout=timeout
+            )
+        finally:
+            os.close(fd)
+
+    def _sending_failed(self, connection: engine.Connection, error: Exception) -> None:
+        """The message cannot be completed: the association is over."""
+        if not connection.closed:
+            LOGGER.error("Failed to send a message: %s", error)
+        # Half a message has left if the file was too short; only an abort can end it (PS3.8 9.2, AA-8)
+        self._dul.event_queue.put("Evt19" if isinstance(error, EOFError) else "Evt17")
+
+    # Reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, deadline: float | None, until: Callable[[], bool]) -> engine.Message | None:
+        """Read the next message on the calling thread.
+
+        Parameters
+        ----------
+        deadline : float or None
+            The `time.monotonic` at which to stop.
+        until : callable
+            Says whether what is waited for has come in another way. It is asked with the read token in hand, without
+            which nobody can bring a message.
+
+        Returns
+        -------
+        engine.Message or None
+            None at the deadline, when `until` is satisfied, and when direct mode ends.
+        """
+        dul = self._dul
+        if not self.token.acquire(blocking=False):
+            self._wanted += 1
+            try:
+                dul.rouse_reader()
+                if not self.token.acquire(timeout=_remaining(deadline, threading.TIMEOUT_MAX)):
+                    return None
+            finally:
+                self._wanted -= 1
+        self._reads += 1
+        try:
+            connection: Any = dul.connection
+            while dul.is_direct and not until():
+                left = _remaining(deadline, None)
+                if left == 0 and not connection.in_message:
+                    return None
+                message = self._step(left)
+                if message is not None:
+                    return message
+            return None
+        finally:
+            self._lease_until = time.monotonic() + LEASE
+            self.token.release()
+            if self._parked_for_long:
+                dul.roused.set()
+
+    def poll(self) -> None:
+        """Take what has arrived, without waiting: a handler wants to know about a C-CANCEL."""
+        dul = self._dul
+        if not dul.is_direct or not self.token.acquire(blocking=False):
+            return
+        try:
+            while dul.is_direct and not self._is_full():
+                message = self._step(0)
+                if message is None:
+                    return
+                dul.deliver(message)
+        finally:
+            self.token.release()
+
+    def idle(self, has_work: Callable[[], bool]) -> engine.Message | None:
+        """On the association's thread: wait for a message, or for anything else to do.
+
+        Parameters
+        ----------
+        has_work : callable
+            Says whether there is something to do already. It is asked with the read token in hand.
+
+        Returns
+        -------
+        engine.Message or None
+            The message that has come, if one has, and no other thread wants to use the association: it is nowhere
+            else, and the caller has to serve it.
+        """
+        dul = self._dul
+        assoc: Any = dul.assoc
+        lease = self._lease_until and self._lease_until - time.monotonic()
+        if self._wanted or lease > 0:
+            # Somebody else reads now and then: come back when that one has not for a while
+            self._park(max(lease, LEASE))
+        elif self._is_full():
+            self._park_for_long(self._is_full)
+        elif not self.token.acquire(blocking=False):
+            # Somebody waits for the peer. Most answers come soon, and need not wake us.
+            reads = self._reads
+            self._park(LEASE)
+            if reads == self._reads and self.token.locked():
+                self._park_for_long(self.token.locked)
+        else:
+            try:
+                if dul.is_direct and not has_work():
+                    message = self._step(dul.idle_remaining())
+                    if message is not None:
+                        if assoc._reactor_checkpoint.is_open:
+                            return message
+                        # While the token is in hand: who waits for it looks there as soon as it has the token
+                        dul.deliver(message)
+            finally:
+                self.token.release()
+        return None
+
+    def _is_full(self) -> bool:
+        """Whether so many messages wait that the socket is to be left alone."""
+        waiting = getattr(self._dul.assoc.dimse, "msg_queue", None)
+        return waiting is not None and len(waiting.queue) >= BACKLOG
+
+    def _park_for_long(self, reason: Callable[[], bool]) -> None:
+        """Wait without the read token until the reader, or who takes messages from the queue, wakes us."""
+        self._parked_for_long = True
+        try:
+            # Only now: who ends the reason later sees the flag
+            if reason():
+                self._park(None)
+        finally:
+            self._parked_for_long = False
+
+    def _park(self, timeout: float | None) -> None:
+        """Wait without the read token, not longer than the network timeout allows."""
+        idle = self._dul.idle_remaining()
+        if timeout is None or (idle is not None and idle < timeout):
+            timeout = idle
+        self._dul.roused.wait(timeout)
+        self._dul.roused.clear()
+
+    def message_taken(self) -> None:
+        """Somebody took a message from DIMSE's queue: there is room for another one."""
+        if self._parked_for_long:
+            self._dul.roused.set()
+
+    def _step(self, timeout: float | None) -> engine.Message | None:
+        """With the read token: take one message, if one begins within `timeout`."""
+        dul = self._dul
+        connection: Any = dul.connection
+        try:
+            if not connection.in_message:
+                if connection.wait(timeout) != engine.READY:
+                    return None
+                if not dul.may_stay_direct():
+                    dul.leave_direct()
+                    return None
+            outcome = dul.take_message(connection, 0 if timeout == 0 else None)
+            if not isinstance(outcome, int):
+                if getattr(dul.assoc.dimse, "sink", None) is None:
+                    return outcome
+                # While the token is in hand: the next message may need a file, too
+                dul.deliver(outcome)
+            elif outcome == engine.OTHER:
+                dul.leave_direct()
+        except (engine.ProtocolError, OSError) as error:
+            # The reactor will do what pynetdicom does about it
+            dul.unread_failure = error
+            dul.leave_direct()
+        return None
+
+
+def _remaining(deadline: float | None, never: Any) -> Any:
+    """Seconds until a `time.monotonic` deadline, at least 0; `never` if there is none."""
+    return never if deadline is None else max(deadline - time.monotonic(), 0)
