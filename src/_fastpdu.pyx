@@ -45,6 +45,8 @@ cdef extern from "_fastpdu_sys.h" nogil:
         size_t iov_len
     enum:
         FP_HAVE_FD
+        FP_CAN_CORK
+        FP_CORK_PUSHES
         FP_IN
         FP_OUT
         FP_WAKE
@@ -62,6 +64,7 @@ cdef extern from "_fastpdu_sys.h" nogil:
     void fp_wake_set(int fd)
     void fp_wake_clear(int fd)
     void fp_quickack(int fd)
+    void fp_cork(int fd, int on)
 
 # Limits (docs/limits.md)
 MIN_PDU = 7
@@ -69,6 +72,8 @@ HARD_PDU_CAP = 16 * 1024 * 1024
 MAX_ASSOCIATE_PDU = 1024 * 1024
 MAX_COMMAND = 65536
 UNLIMITED_FRAGMENT = 131072 - 12
+# Whether `Connection.cork` has an effect on this platform
+CAN_CORK = bool(FP_CAN_CORK)
 
 # Outcomes that are not a message
 READY = 1
@@ -84,6 +89,7 @@ cdef enum:
     C_UNLIMITED_FRAGMENT = 131072 - 12
     C_MAX_FRAGMENT = 1024 * 1024 - 6
     HEAD = 12  # a PDU header and the PDV header behind it
+    PDV_HEAD = 6
     IOVS = 256  # vectors of one system call
     AHEAD = 4096  # bytes read ahead at the start of a message
     WINDOW = 1024 * 1024  # bytes that one scattering read may take beyond the current fragment
@@ -91,6 +97,7 @@ cdef enum:
     READ_CHUNK = 1024 * 1024  # bytes of a file in flight between pread and sendmsg
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
     STAGE = 64 * 1024  # bytes of one write of the socket-object backend
+    RECORD = 16 * 1024  # bytes of a TLS record: one system call each
     FIRST_DATA = 16 * 1024  # first allocation for a data set whose size cannot be guessed
     MAX_GUESS = 64 * 1024 * 1024
     MAX_GROWTH = 256 * 1024 * 1024
@@ -274,6 +281,8 @@ cdef class Connection:
     cdef public uint32_t max_receive_pdu
     cdef public uint64_t max_message
     cdef public bint quickack
+    cdef public bint cork
+    cdef public bint pack_command
     cdef double c_pdu_timeout  # seconds, negative: none
     cdef object c_split
     cdef bint split_any
@@ -331,6 +340,9 @@ cdef class Connection:
     cdef unsigned char *chunk
     cdef size_t chunk_size
     cdef uint64_t out_sent  # bytes of the message that the kernel has taken
+    cdef uint32_t packed  # bytes of the data set beside the command set, in its last PDU
+    cdef bint pack_due  # they are still to be framed
+    cdef bint corked  # partial segments are held back now
     cdef bint held, cancelled
     cdef readonly bint send_broken
 
@@ -384,6 +396,10 @@ cdef class Connection:
     cdef int64_t _recvv(self, fp_iov *v, int n) noexcept nogil:
         """Read into the vectors without blocking: bytes, 0 at the end, or a negative errno."""
         return -ENOSYS
+
+    cdef bint _takes_several_calls(self) noexcept nogil:
+        """Whether the backend makes more than one system call of what is in the vectors."""
+        return False
 
     cdef int64_t _sendv(self, fp_iov *v, int n) noexcept nogil:
         """Write from the vectors without blocking: bytes taken, or a negative errno."""
@@ -495,7 +511,7 @@ cdef class Connection:
     # ------------------------------------------------------------------------------- waiting
     cdef int _wait_readable(self, int64_t timeout) noexcept nogil:
         cdef int ready
-        if self.quickack and self.did_read:
+        if self.quickack and self.did_read and timeout != 0:
             fp_quickack(self.fd)
             self.did_read = False
         ready = self._poll(FP_IN, timeout)
@@ -905,7 +921,8 @@ cdef class Connection:
         cdef uint64_t first = self.pdv_left if self.pdv_left < room else room
         cdef uint64_t at = self.data_len + first
         cdef uint64_t window = 0
-        cdef uint32_t fragment = self.pdv_size
+        # That of a PDU as long as this one: the first fragment may share its PDU with the command set
+        cdef uint32_t fragment = self.pdu_length - PDV_HEAD
         cdef int n = 1
         cdef int i, code
         cdef int64_t r
@@ -1259,6 +1276,7 @@ cdef class Connection:
             if r >= 0:
                 continue
             if r == -EAGAIN:
+                self._uncork()
                 code = self._wait_writable(patience)
                 if code == R_READY:
                     continue
@@ -1272,6 +1290,31 @@ cdef class Connection:
             return code
         self._clear_vectors()
         return R_OK
+
+    cdef int _flush_part(self, int64_t patience) noexcept nogil:
+        """`_flush`, and more of the same message follows."""
+        if self.cork:
+            self._cork()
+        return self._flush(patience)
+
+    cdef int _flush_rest(self, int64_t patience) noexcept nogil:
+        """`_flush` the end of a message."""
+        if not FP_CORK_PUSHES:
+            self._uncork()
+        elif self.cork and self._takes_several_calls():
+            self._cork()
+        return self._flush(patience)
+
+    cdef void _cork(self) noexcept nogil:
+        if not self.corked:
+            self.corked = True
+            fp_cork(self.fd, 1)
+
+    cdef void _uncork(self) noexcept nogil:
+        """Let go what is held back: before each wait, and at the end of a message, whatever has come of it."""
+        if self.corked:
+            self.corked = False
+            fp_cork(self.fd, 0)
 
     cdef void _clear_vectors(self) noexcept nogil:
         self.out_at = self.out_count = self.out_heads_count = 0
@@ -1291,32 +1334,41 @@ cdef class Connection:
         """Put `total` bytes of the command set (control 1) or the data set (0) into the vectors, as P-DATA-TF PDUs.
 
         The vectors are flushed whenever they are full. `ends`: the last fragment is the last of the set (PS3.8 E.2).
+        If `pack_due`, the last PDU of the command set has room for `packed` bytes of the data set, which go there.
         """
         cdef int i = 0
         cdef size_t offset = 0
         cdef size_t part
         cdef uint32_t rest
         cdef unsigned char *head
+        cdef bint beside
         cdef int code
         while total > 0:
             if self.out_count + 2 > IOVS:
-                code = self._flush(patience)
+                code = self._flush_part(patience)
                 if code != R_OK:
                     return code
-            rest = fragment if total > fragment else <uint32_t>total
+            beside = self.pack_due and control == 0
+            if beside:
+                rest = self.packed
+                self.pack_due = False
+            else:
+                rest = fragment if total > fragment else <uint32_t>total
             total -= rest
             head = &self.out_heads[HEAD * self.out_heads_count]
             self.out_heads_count += 1
             head[0] = 4
             head[1] = 0
-            fp_put32(head + 2, rest + 6)
+            fp_put32(head + 2, rest + 6 + (self.packed + PDV_HEAD if self.pack_due and total == 0 else 0))
             fp_put32(head + 6, rest + 2)
             head[10] = <unsigned char>context
             head[11] = <unsigned char>(control | (2 if total == 0 and ends else 0))
-            self.out_iov[self.out_count].iov_base = head
-            self.out_iov[self.out_count].iov_len = HEAD
+            # Beside the command set there is a PDU header already
+            self.out_iov[self.out_count].iov_base = head + HEAD - PDV_HEAD if beside else head
+            self.out_iov[self.out_count].iov_len = PDV_HEAD if beside else HEAD
             self.out_count += 1
-            self.pdus_sent += 1
+            if not beside:
+                self.pdus_sent += 1
             while rest > 0:
                 part = <size_t>views[i].len - offset
                 if part == 0:
@@ -1324,7 +1376,7 @@ cdef class Connection:
                     offset = 0
                     continue
                 if self.out_count == IOVS:
-                    code = self._flush(patience)
+                    code = self._flush_part(patience)
                     if code != R_OK:
                         return code
                 if part > rest:
@@ -1340,7 +1392,7 @@ cdef class Connection:
         self, int context, Outgoing command, Outgoing data, uint32_t fragment, int64_t patience
     ) noexcept nogil:
         cdef int code = self._frame_message(context, command, data, fragment, patience)
-        return self._flush(patience) if code == R_OK else code
+        return self._flush_rest(patience) if code == R_OK else code
 
     cdef int _frame_message(
         self, int context, Outgoing command, Outgoing data, uint32_t fragment, int64_t patience
@@ -1370,8 +1422,9 @@ cdef class Connection:
         cdef int64_t r
         cdef Py_buffer view
         cdef int code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
+        cdef size_t whole = fragment * ((READ_CHUNK + fragment - 1) // fragment)
         # Whole fragments, so that the data set is framed as if it were in one piece
-        size = fragment * ((READ_CHUNK + fragment - 1) // fragment)
+        size = whole + self.packed
         if size > length:
             size = <size_t>length
         if code == R_OK and length > 0 and self.chunk_size < size:
@@ -1398,10 +1451,11 @@ cdef class Connection:
             view.buf = self.chunk
             view.len = <Py_ssize_t>size
             code = self._frame(context, 0, &view, size, length == 0, fragment, patience)
-            if code == R_OK:
-                code = self._flush(patience)
+            if code == R_OK and length > 0:
+                code = self._flush_part(patience)
+            size = whole
         if code == R_OK:
-            code = self._flush(patience)
+            code = self._flush_rest(patience)
         return code
 
     cdef int _check_send(self, object context_id, Outgoing command, object max_pdu) except -1:
@@ -1421,6 +1475,16 @@ cdef class Connection:
         size = C_MAX_FRAGMENT if max_pdu - 6 > C_MAX_FRAGMENT else max_pdu - 6
         return size & ~(<uint32_t>1) if size > 1 else size
 
+    cdef void _pack(self, uint64_t command, uint64_t data, uint32_t fragment) noexcept:
+        """Decide how much of the data set goes into the last PDU of the command set (PS3.8 E.1)."""
+        cdef uint32_t rest = <uint32_t>((command - 1) % fragment) + 1
+        self.packed = 0
+        if self.pack_command and data > 0 and fragment - rest >= PDV_HEAD + 2:
+            self.packed = (fragment - rest - PDV_HEAD) & ~(<uint32_t>1)
+            if self.packed > data:
+                self.packed = <uint32_t>data
+        self.pack_due = self.packed > 0
+
     cdef int _begin_send(self, bint message) except -1:
         if message and self.held:
             raise Cancelled("no message may be sent now")
@@ -1436,8 +1500,13 @@ cdef class Connection:
         """Account for the end of a send, and raise if it failed."""
         cdef uint64_t step = fragment + HEAD
         cdef uint64_t command_bytes = command + HEAD * ((command + fragment - 1) // fragment)
-        cdef uint64_t data_bytes = data + HEAD * ((data + fragment - 1) // fragment)
+        cdef uint64_t data_bytes
         cdef uint64_t at = self.out_sent
+        self._uncork()
+        if self.packed:
+            command_bytes += PDV_HEAD + self.packed
+            data -= self.packed
+        data_bytes = data + HEAD * ((data + fragment - 1) // fragment)
         if code == R_OK:
             self.messages_sent += 1
             return 0
@@ -1498,6 +1567,7 @@ cdef class Connection:
             self._begin_send(True)
             try:
                 before = self.pdus_sent
+                self._pack(head.total, body.total, fragment)
                 if self._sent_at_once(context, head, body, fragment):
                     code = R_OK
                 elif self.out_count:
@@ -1567,6 +1637,7 @@ cdef class Connection:
             self._begin_send(True)
             try:
                 before = self.pdus_sent
+                self._pack(head.total, size, fragment)
                 self._make_cancellable()
                 with nogil:
                     code = self._send_from_file(context, head, fd, begin, size, fragment, patience)
@@ -1828,6 +1899,13 @@ cdef class SocketConnection(Connection):
                 status = self._status(error)
                 self.insists = status == -EAGAIN and isinstance(error, SSLError)
                 return -32 if status == 0 else status  # EPIPE
+
+    cdef bint _takes_several_calls(self) noexcept nogil:
+        cdef size_t size = 0
+        cdef int i
+        for i in range(self.out_at, self.out_count):
+            size += self.out_iov[i].iov_len
+        return size > RECORD
 
     cdef int _poll(self, int events, int64_t timeout) noexcept nogil:
         cdef int ready

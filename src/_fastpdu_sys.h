@@ -91,6 +91,10 @@ static inline void fp_wake_set(int fd) { (void)fd; }
 static inline void fp_wake_clear(int fd) { (void)fd; }
 static inline void fp_quickack(int fd) { (void)fd; }
 
+#define FP_CAN_CORK 0
+#define FP_CORK_PUSHES 0
+static inline void fp_cork(int fd, int on) { (void)fd; (void)on; }
+
 #else /* POSIX */
 
 #include <fcntl.h>
@@ -276,6 +280,33 @@ static inline void fp_quickack(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_QUICKACK, &one, sizeof one);
 #else
     (void)fd;
+#endif
+}
+
+/*
+ * Hold back partial segments (on), or no longer. FP_CORK_PUSHES: the end sends what was held back. Where it is 0
+ * (TCP_NOPUSH; macOS) the next write does, so the end must come before the last write.
+ */
+#if defined(TCP_CORK)
+#define FP_CAN_CORK 1
+#define FP_CORK_PUSHES 1
+#define FP_CORK TCP_CORK
+#elif defined(TCP_NOPUSH)
+#define FP_CAN_CORK 1
+#define FP_CORK_PUSHES 0
+#define FP_CORK TCP_NOPUSH
+#else
+#define FP_CAN_CORK 0
+#define FP_CORK_PUSHES 0
+#endif
+
+static inline void fp_cork(int fd, int on)
+{
+#ifdef FP_CORK
+    setsockopt(fd, IPPROTO_TCP, FP_CORK, &on, sizeof on);
+#else
+    (void)fd;
+    (void)on;
 #endif
 }
 

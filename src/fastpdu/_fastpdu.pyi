@@ -19,6 +19,7 @@ HARD_PDU_CAP: int
 MAX_ASSOCIATE_PDU: int
 MAX_COMMAND: int
 UNLIMITED_FRAGMENT: int
+CAN_CORK: bool
 
 class ProtocolError(Exception):
     reason: int
@@ -56,6 +57,8 @@ class Connection:
     max_receive_pdu: int
     max_message: int
     quickack: bool
+    cork: bool
+    pack_command: bool
     @property
     def pdu_timeout(self) -> _Number: ...
     @pdu_timeout.setter

@@ -38,6 +38,7 @@ except ImportError:  # pragma: no cover - a Python without OpenSSL
     ssl = None  # type: ignore[assignment]
 
 __all__ = [
+    "CAN_CORK",
     "HARD_PDU_CAP",
     "MAX_ASSOCIATE_PDU",
     "MAX_COMMAND",
@@ -69,6 +70,8 @@ HARD_PDU_CAP = 16 * 2**20
 MAX_ASSOCIATE_PDU = 2**20
 MAX_COMMAND = 65536
 UNLIMITED_FRAGMENT = 131072 - 12
+# Whether `Connection.cork` has an effect on this platform. Python does not know the TCP_NOPUSH of other systems.
+CAN_CORK = hasattr(socket, "TCP_CORK")
 
 # Outcomes that are not a message
 READY = 1
@@ -89,6 +92,7 @@ _READ_SIZE = 2**18  # bytes of one read from the socket
 _BATCH_SIZE = 2**19  # bytes framed and handed over at once
 _BATCH_BUFFERS = 512  # vectors handed over at once; POSIX systems take 1024 (IOV_MAX)
 _STAGE_SIZE = 2**16  # bytes of one `send` of a socket object
+_RECORD_SIZE = 2**14  # bytes of a TLS record: one system call each
 
 _Clock = time.monotonic
 
@@ -605,6 +609,10 @@ class Connection:
         Seconds from a PDU's first byte to its last.
     quickack : bool
         Whether to re-arm ``TCP_QUICKACK`` before a blocking wait that follows a read.
+    cork : bool
+        Whether to hold back partial segments (``TCP_CORK``) between the system calls of one message.
+    pack_command : bool
+        Whether the last PDU of a command set takes as much of the data set as it has room for (PS3.8 E.1).
     split_commands : frozenset of int
         Command fields whose data set goes to a sink.
     """
@@ -620,6 +628,8 @@ class Connection:
         self.max_message: int = 0
         self.pdu_timeout: float | None = None
         self.quickack: bool = False
+        self.cork: bool = False
+        self.pack_command: bool = False
         self.split_commands: frozenset[int] = frozenset()
 
         self._guard = threading.RLock()  # re-entrant: signal handlers may call wake()
@@ -633,6 +643,7 @@ class Connection:
         self._receive_calls = 0
 
         self._send_lock = threading.Lock()
+        self._corked = False
         self._held = False
         self._cancels = 0  # calls of cancel()
         self._cancels_seen = 0  # those before the send in progress
@@ -680,8 +691,12 @@ class Connection:
         """Return whether nothing but the bytes of the last `_write` may be written."""
         return False
 
-    def _set_quickack(self) -> None:
-        """Ask the kernel to acknowledge at once what comes next."""
+    def _takes_several_calls(self, buffers: Sequence[memoryview]) -> bool:
+        """Return whether writing `buffers` takes more than one system call."""
+        raise NotImplementedError
+
+    def _set_option(self, name: str, value: int) -> None:
+        """Set a TCP option of the socket, if it has that."""
 
     def _release(self) -> None:
         """Close the descriptors."""
@@ -881,7 +896,8 @@ class Connection:
             READY, WAKE or TIMEOUT (perhaps too soon, the caller has a deadline).
         """
         if self._has_read and self.quickack and seconds > 0:
-            self._set_quickack()
+            # It is not sticky
+            self._set_option("TCP_QUICKACK", 1)
             self._has_read = False
         fd, wake = self._fileno(), self._wake.fileno()
         ready = _poll([wake] if writable else [fd, wake], [fd] if writable else [], seconds)
@@ -1290,7 +1306,8 @@ class Connection:
         _deadline(timeout)
         _deadline(linger)
         with _views([command]) as head, _views(_buffers_of(data)) as body:
-            pdus = _message_pdus(context_id, head, [body], fragment)
+            beside = self._beside(head, sum(map(len, body)), fragment)
+            pdus = _message_pdus(context_id, head, [body], fragment, beside)
             return self._send_message(pdus, timeout)
 
     def send_file(
@@ -1343,8 +1360,10 @@ class Connection:
         if offset < 0 or length < 0:
             raise ValueError("offset and length must not be negative")
         with _views([command]) as head:
-            pieces = _file_pieces(fd, offset, length, fragment)
-            return self._send_message(_message_pdus(context_id, head, pieces, fragment), timeout)
+            beside = self._beside(head, length, fragment)
+            pieces = _file_pieces(fd, offset, length, fragment, beside)
+            pdus = _message_pdus(context_id, head, pieces, fragment, beside)
+            return self._send_message(pdus, timeout)
 
     def send_bytes(self, data: Any, *, timeout: float | None = None) -> None:
         """Send ready-made PDUs.
@@ -1364,6 +1383,29 @@ class Connection:
         _deadline(timeout)
         with _views([data]) as views, self._sending(False), self._in_use():
             self._push([_Pdu([pdu]) for view in views for pdu in _split_pdus(view)], timeout)
+
+    def _beside(self, command: Sequence[memoryview], length: int, fragment: int) -> int:
+        """Return how many bytes of the data set go into the last PDU of the command set (PS3.8 E.1).
+
+        Parameters
+        ----------
+        command : sequence of memoryview
+            The command set.
+        length : int
+            Bytes of the data set.
+        fragment : int
+            The size of all fragments but the last.
+
+        Returns
+        -------
+        int
+            The number; 0 if `pack_command` is off, or if there is no room.
+        """
+        if not self.pack_command:
+            return 0
+        rest = (sum(map(len, command)) - 1) % fragment + 1
+        room = fragment - rest - _PDV_HEADER
+        return min(room - room % 2, length) if room > 1 else 0
 
     @contextmanager
     def _sending(self, message: bool) -> Iterator[None]:
@@ -1389,7 +1431,10 @@ class Connection:
                     raise _closed_error()
                 self._cancel.clear()
                 self._cancels_seen = self._cancels
-            yield
+            try:
+                yield
+            finally:
+                self._set_cork(False)
 
     def _send_message(self, pdus: Iterator[_Pdu], timeout: float | None) -> int:
         """Send the PDUs of one message; return their number."""
@@ -1404,7 +1449,7 @@ class Connection:
                 full = size >= _BATCH_SIZE or buffers >= _BATCH_BUFFERS
                 if following is None or full:
                     try:
-                        self._push(batch, timeout)
+                        self._push(batch, timeout, more=following is not None)
                     except Cancelled as error:
                         error.begun = self._bytes_sent > before
                         raise
@@ -1415,8 +1460,23 @@ class Connection:
             self._messages_sent += 1
             return sent
 
-    def _push(self, pdus: Sequence[_Pdu], timeout: float | None) -> None:
+    def _set_cork(self, on: bool) -> None:
+        """Hold back partial segments, or let them go."""
+        if on != self._corked:
+            self._corked = on
+            self._set_option("TCP_CORK", on)
+
+    def _push(self, pdus: Sequence[_Pdu], timeout: float | None, more: bool = False) -> None:
         """Hand whole PDUs to the kernel, all of them.
+
+        Parameters
+        ----------
+        pdus : sequence of _Pdu
+            The PDUs.
+        timeout : float or None
+            See `send`.
+        more : bool, optional
+            Whether they are not the last ones of their message.
 
         Raises
         ------
@@ -1425,6 +1485,8 @@ class Connection:
         """
         counts: list[int] = []
         buffers = [buffer for pdu in pdus for buffer in pdu.buffers]
+        if self.cork and (more or self._takes_several_calls(buffers)):
+            self._set_cork(True)
         try:
             while buffers:
                 self._send_calls += 1
@@ -1432,6 +1494,7 @@ class Connection:
                 try:
                     self._write(buffers, counts)
                 except _WouldBlock as block:
+                    self._set_cork(False)
                     self._wait_to_send(block.writable, timeout)
                 except ConnectionError as error:
                     raise PeerClosed(0, 0, error) from error
@@ -1516,8 +1579,11 @@ class FdConnection(Connection):
         except BlockingIOError:
             raise _WouldBlock(writable=True) from None
 
-    def _set_quickack(self) -> None:
-        _quickack(self._sock)
+    def _takes_several_calls(self, buffers: Sequence[memoryview]) -> bool:
+        return len(buffers) > _BATCH_BUFFERS
+
+    def _set_option(self, name: str, value: int) -> None:
+        _set_option(self._sock, name, value)
 
     def _release(self) -> None:
         super()._release()
@@ -1585,8 +1651,11 @@ class SocketConnection(Connection):
             self._stage = None
             yield
 
-    def _set_quickack(self) -> None:
-        _quickack(self._sock)
+    def _takes_several_calls(self, buffers: Sequence[memoryview]) -> bool:
+        return sum(map(len, buffers)) > _RECORD_SIZE
+
+    def _set_option(self, name: str, value: int) -> None:
+        _set_option(self._sock, name, value)
 
 
 def connect(sock: Any) -> Connection:
@@ -1632,12 +1701,12 @@ def _tls_errors(writable: bool) -> Iterator[None]:
         raise
 
 
-def _quickack(sock: Any) -> None:
-    """Set ``TCP_QUICKACK``, where that exists (tcp(7))."""
-    option = getattr(socket, "TCP_QUICKACK", None)
+def _set_option(sock: Any, name: str, value: int) -> None:
+    """Set a TCP option, where the platform and the socket have it (tcp(7))."""
+    option = getattr(socket, name, None)
     if option is not None and hasattr(sock, "setsockopt"):
         with suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, option, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _write_sink(fd: int, written: list[int], length: int, piece: memoryview) -> None:
@@ -1734,7 +1803,7 @@ def _views(buffers: Iterable[Any]) -> Iterator[list[memoryview]]:
             view.release()
 
 
-def _slices(views: Sequence[memoryview], size: int) -> Iterator[list[memoryview]]:
+def _slices(views: Sequence[memoryview], size: int, first: int = 0) -> Iterator[list[memoryview]]:
     """Cut buffers, taken as one, into parts of `size` bytes; the last one may be shorter.
 
     Parameters
@@ -1743,6 +1812,8 @@ def _slices(views: Sequence[memoryview], size: int) -> Iterator[list[memoryview]
         The buffers.
     size : int
         The size of a part.
+    first : int, optional
+        The size of the first part, if it is another one.
 
     Yields
     ------
@@ -1750,7 +1821,7 @@ def _slices(views: Sequence[memoryview], size: int) -> Iterator[list[memoryview]
         The bytes of a part; never empty.
     """
     part: list[memoryview] = []
-    room = size
+    room = first or size
     for view in views:
         at = 0
         while at < len(view):
@@ -1770,6 +1841,7 @@ def _message_pdus(
     command: Sequence[memoryview],
     pieces: Iterable[Sequence[memoryview]],
     fragment: int,
+    beside: int,
 ) -> Iterator[_Pdu]:
     """Frame a message: one PDV per PDU, the command set first (PS3.8 9.3.5, E.1).
 
@@ -1780,9 +1852,12 @@ def _message_pdus(
     command : sequence of memoryview
         The command set.
     pieces : iterable of sequence of memoryview
-        The data set, in pieces whose size is a multiple of `fragment`, but for the last one.
+        The data set, in pieces whose size is a multiple of `fragment`, but for the last one. The first has
+        `beside` bytes more.
     fragment : int
         The size of all fragments but the last.
+    beside : int
+        Bytes of the data set that go into the last PDU of the command set.
 
     Yields
     ------
@@ -1798,12 +1873,32 @@ def _message_pdus(
         raise ValueError(f"context_id must be an odd number from 1 to 255, not {context_id!r}")
     if not command:
         raise ValueError("the command set must not be empty")
-    yield from _set_pdus(context_id, _COMMAND, [command], fragment)
-    yield from _set_pdus(context_id, 0, pieces, fragment)
+    commands = _set_pdus(context_id, _COMMAND, [command], fragment)
+    data = _set_pdus(context_id, 0, pieces, fragment, beside)
+    if beside:
+        *whole, last = commands
+        yield from whole
+        yield _merged(last, next(data))
+    else:
+        yield from commands
+    yield from data
+
+
+def _merged(one: _Pdu, other: _Pdu) -> _Pdu:
+    """Put the PDVs of two P-DATA-TF PDUs into one."""
+    pdvs = [
+        buffer for pdu in (one, other) for buffer in (pdu.buffers[0][_HEADER:], *pdu.buffers[1:])
+    ]
+    header = struct.pack(">BxI", _P_DATA, sum(map(len, pdvs)))
+    return _Pdu([memoryview(header), *pdvs])
 
 
 def _set_pdus(
-    context_id: int, control: int, pieces: Iterable[Sequence[memoryview]], fragment: int
+    context_id: int,
+    control: int,
+    pieces: Iterable[Sequence[memoryview]],
+    fragment: int,
+    first: int = 0,
 ) -> Iterator[_Pdu]:
     """Frame a command set (`control` 1) or data set (0); see `_message_pdus`."""
 
@@ -1814,15 +1909,18 @@ def _set_pdus(
 
     previous: list[memoryview] | None = None
     for piece in pieces:
-        for part in _slices(piece, fragment):
+        for part in _slices(piece, fragment, first):
             if previous is not None:
                 yield pdu(previous, 0)
             previous = part
+        first = 0
     if previous is not None:
         yield pdu(previous, _LAST)
 
 
-def _file_pieces(fd: int, offset: int, length: int, fragment: int) -> Iterator[list[memoryview]]:
+def _file_pieces(
+    fd: int, offset: int, length: int, fragment: int, first: int
+) -> Iterator[list[memoryview]]:
     """Read a part of a file.
 
     Parameters
@@ -1833,6 +1931,8 @@ def _file_pieces(fd: int, offset: int, length: int, fragment: int) -> Iterator[l
         The part.
     fragment : int
         The size of all pieces but the last is a multiple of this one.
+    first : int
+        Bytes that the first piece has beyond that.
 
     Yields
     ------
@@ -1848,7 +1948,8 @@ def _file_pieces(fd: int, offset: int, length: int, fragment: int) -> Iterator[l
     end = offset + length
     while offset < end:
         piece = bytearray()
-        wanted = min(size, end - offset)
+        wanted = min(size + first, end - offset)
+        first = 0
         while len(piece) < wanted:
             got = _pread(fd, wanted - len(piece), offset + len(piece))
             if not got:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 from pynetdicom import ae as stock
@@ -9,8 +10,11 @@ from pynetdicom import transport as stock_transport
 
 from fastpdu import compatibility
 from fastpdu.association import upgrade
-from fastpdu.options import TransportOptions
+from fastpdu.options import TransportOptions, checked, options_of
 from fastpdu.transport import ServerMixin
+
+# The options of the association or server that a call is about to make
+_given: ContextVar[TransportOptions | None] = ContextVar("_given", default=None)
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -27,7 +31,7 @@ class AE(stock.ApplicationEntity):
     ae_title : str, optional
         The AE title, by default ``"PYNETDICOM"``.
     transport : TransportOptions, optional
-        How its associations move bytes.
+        How its associations move bytes, by default as `fastpdu.install` was told, if it was called.
 
     Raises
     ------
@@ -41,10 +45,40 @@ class AE(stock.ApplicationEntity):
         self, ae_title: str = "PYNETDICOM", *, transport: TransportOptions | None = None
     ) -> None:
         compatibility.check()
-        if transport is not None and not isinstance(transport, TransportOptions):
-            raise TypeError(f"transport must be a TransportOptions, not {type(transport).__name__}")
+        self._transport = checked(transport)
         super().__init__(ae_title)
-        self.transport = transport or TransportOptions()
+
+    @property
+    def transport(self) -> TransportOptions:
+        """How associations from now on move bytes; None leaves that to `fastpdu.install` and the defaults."""
+        return self._transport or options_of()
+
+    @transport.setter
+    def transport(self, value: TransportOptions | None) -> None:
+        self._transport = checked(value)
+
+    def associate(
+        self, *args: Any, transport: TransportOptions | None = None, **kwargs: Any
+    ) -> Association:
+        """Request an association with a remote AE; see pynetdicom.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for pynetdicom's ``AE.associate``.
+        transport : TransportOptions, optional
+            How this association moves bytes, in place of `AE.transport`.
+
+        Raises
+        ------
+        OSError
+            If the system refuses one of the options; the message names it.
+        """
+        token = _given.set(checked(transport))
+        try:
+            return super().associate(*args, **kwargs)
+        finally:
+            _given.reset(token)
 
     def _create_socket(
         self,
@@ -53,30 +87,85 @@ class AE(stock.ApplicationEntity):
         tls_args: tuple[SSLContext, str] | None,
     ) -> AssociationSocket:
         # The first thing that is done with a requestor's association
-        upgrade(assoc, self.transport)
+        upgrade(assoc, _given.get() or self.transport)
+        # Not for what handlers do while this association is negotiated
+        _given.set(None)
         return super()._create_socket(assoc, address, tls_args)
 
-    def make_server(self, address: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return an association server; see pynetdicom. Its associations use the fast transport."""
+    def start_server(
+        self, *args: Any, transport: TransportOptions | None = None, **kwargs: Any
+    ) -> Any:
+        """Start the AE as an association acceptor; see pynetdicom.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            As for pynetdicom's ``AE.start_server``.
+        transport : TransportOptions, optional
+            How the associations of this server move bytes, in place of `AE.transport`.
+
+        Raises
+        ------
+        OSError
+            If the system refuses one of the options; the message names it.
+        """
+        token = _given.set(checked(transport))
+        try:
+            return super().start_server(*args, **kwargs)
+        finally:
+            _given.reset(token)
+
+    def make_server(
+        self, address: Any, *args: Any, transport: TransportOptions | None = None, **kwargs: Any
+    ) -> Any:
+        """Return an association server; see pynetdicom. Its associations use the fast transport.
+
+        Parameters
+        ----------
+        address, *args, **kwargs
+            As for pynetdicom's ``AE.make_server``.
+        transport : TransportOptions, optional
+            How the associations of this server move bytes, in place of `AE.transport`.
+
+        Raises
+        ------
+        OSError
+            If the system refuses one of the options; the message names it.
+        """
         # Arguments 5 and 6 of pynetdicom's method
         names = ("ae_title", "contexts", "ssl_context", "evt_handlers", "server_class")
         kwargs.update(zip(names, args, strict=False))
+        options = checked(transport) or _given.get()
+        # A server that blocks goes on inside the call: not for what its handlers do
+        _given.set(None)
         kwargs["server_class"] = fast_server(
-            kwargs.get("server_class") or stock_transport.AssociationServer
+            kwargs.get("server_class") or stock_transport.AssociationServer, options
         )
         server = super().make_server(address, **kwargs)
         server.RequestHandlerClass = fast_request_handler(cast(Any, server.RequestHandlerClass))
         return server
 
 
-def fast_server(server: type) -> type:
-    """Return a subclass of a server class that does not wait for TLS handshakes while it accepts."""
+def fast_server(server: type, options: TransportOptions | None = None) -> type:
+    """Return a subclass of a server class that does not wait for TLS handshakes while it accepts.
+
+    Parameters
+    ----------
+    server : type
+        The server class.
+    options : TransportOptions, optional
+        The options of the server. They are needed before its ``__init__`` is done, whose arguments are its own.
+    """
     if issubclass(server, ServerMixin):
-        return server
-    if issubclass(ServerMixin, server):
-        return ServerMixin
-    # Behind the server in the order of resolution: what it overrides comes first
-    return type(server.__name__, (server, ServerMixin), {"__module__": server.__module__})
+        fast = server
+    elif issubclass(ServerMixin, server):
+        fast = ServerMixin
+    else:
+        # Behind the server in the order of resolution: what it overrides comes first
+        fast = type(server.__name__, (server, ServerMixin), {"__module__": server.__module__})
+    if options is None:
+        return fast
+    return type(fast.__name__, (fast,), {"__module__": fast.__module__, "transport": options})
 
 
 def fast_request_handler(handler: Any) -> Any:
@@ -88,7 +177,7 @@ def fast_request_handler(handler: Any) -> Any:
     class FastRequestHandler(handler):  # type: ignore[misc]
         def _create_association(self) -> Association:
             assoc = cast("Association", super()._create_association())
-            upgrade(assoc, getattr(self.ae, "transport", TransportOptions()))
+            upgrade(assoc, options_of(self.server, self.ae))
             return assoc
 
     FastRequestHandler.__name__ = handler.__name__

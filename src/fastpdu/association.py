@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom import association as stock
+from pynetdicom._globals import DEFAULT_MAX_LENGTH
 
 from fastpdu import dsutils, service_class, transport
 from fastpdu.dimse import DIMSEServiceProvider
@@ -90,6 +91,23 @@ class AssociationMixin(stock.Association):
         """Unbind a callable `handler` from an `event`; see pynetdicom."""
         super().unbind(event, handler)
         self.bindings += 1
+
+    def request(self) -> None:
+        """Request an association with a peer; see pynetdicom."""
+        self._announce_max_pdu(self.requestor)
+        super().request()
+
+    def start(self) -> None:
+        """Start the association's thread; see pynetdicom. An acceptor's negotiates."""
+        if self.is_acceptor:
+            self._announce_max_pdu(self.acceptor)
+        super().start()
+
+    def _announce_max_pdu(self, local: stock.ServiceUser) -> None:
+        """Announce the maximum length of the options (PS3.8 D.1), unless pynetdicom was told one."""
+        max_pdu = self._transport_options.max_pdu
+        if max_pdu is not None and local.maximum_length == DEFAULT_MAX_LENGTH:
+            local.maximum_length = max_pdu
 
     def kill(self) -> None:
         """Kill the association's thread."""
@@ -337,6 +355,7 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     if isinstance(assoc, AssociationMixin):
         if assoc._transport_options is not options:
             assoc._transport_options = assoc.dul._options = options
+            _tune(assoc)
         return
     if not transport.upgradable(assoc):
         raise RuntimeError(
@@ -360,12 +379,17 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     fast.dimse = DIMSEServiceProvider(fast)
     fast._reactor_checkpoint = _Checkpoint(fast)
     fast._reactor_checkpoint.set()
-    if dul.socket is not None:
-        _tune(fast)
+    _tune(fast)
 
 
 def _tune(assoc: AssociationMixin) -> None:
-    """Set the options of the association's socket, if it is one."""
+    """Set the options of the association's socket, if it has one; a requestor's is not connected yet."""
     sock: Any = getattr(assoc.dul.socket, "socket", None)
-    if transport.tunable(sock):
-        transport.tune(sock, assoc._transport_options)
+    if not transport.tunable(sock):
+        return
+    try:
+        transport.tune(sock, assoc._transport_options, connected=assoc.is_acceptor)
+    except transport.OptionError:
+        # Nobody will use it
+        sock.close()
+        raise

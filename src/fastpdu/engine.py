@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "BACKEND",
+    "CAN_CORK",
     "HARD_PDU_CAP",
     "MAX_ASSOCIATE_PDU",
     "MAX_COMMAND",
@@ -84,6 +85,7 @@ BACKEND = _choose()
 
 if TYPE_CHECKING or BACKEND == "compiled":
     from fastpdu._fastpdu import (
+        CAN_CORK,
         HARD_PDU_CAP,
         MAX_ASSOCIATE_PDU,
         MAX_COMMAND,
@@ -110,6 +112,7 @@ if TYPE_CHECKING or BACKEND == "compiled":
     )
 else:
     from fastpdu._pure import (
+        CAN_CORK,
         HARD_PDU_CAP,
         MAX_ASSOCIATE_PDU,
         MAX_COMMAND,

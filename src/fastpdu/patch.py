@@ -11,14 +11,19 @@ from pynetdicom import transport as stock_transport
 
 from fastpdu import compatibility
 from fastpdu.association import AssociationMixin, upgrade
-from fastpdu.options import TransportOptions
+from fastpdu.options import (
+    TransportOptions,
+    checked,
+    options_of,
+    process_wide,
+    set_process_wide,
+)
 from fastpdu.transport import ServerMixin
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _lock = threading.Lock()
-_options: TransportOptions | None = None
 _originals: list[tuple[Any, str, Any]] = []
 _MISSING = object()
 
@@ -31,7 +36,7 @@ def install(options: TransportOptions | None = None) -> None:
     Parameters
     ----------
     options : TransportOptions, optional
-        How to move bytes.
+        How to move bytes, where an AE has no options of its own (an attribute ``transport``).
 
     Raises
     ------
@@ -40,24 +45,21 @@ def install(options: TransportOptions | None = None) -> None:
     TypeError
         If `options` is not a TransportOptions.
     """
-    global _options
-    if options is not None and not isinstance(options, TransportOptions):
-        raise TypeError(f"options must be a TransportOptions, not {type(options).__name__}")
+    options = checked(options, "options")
     compatibility.check()
     with _lock:
-        first = _options is None
-        _options = options or TransportOptions()
+        first = process_wide() is None
+        set_process_wide(options or TransportOptions())
         if first:
             _patch()
 
 
 def uninstall() -> None:
     """Back to stock: associations from now on use pynetdicom's own transport. Idempotent."""
-    global _options
     with _lock:
-        if _options is None:
+        if process_wide() is None:
             return
-        _options = None
+        set_process_wide(None)
         while _originals:
             owner, name, value = _originals.pop()
             if value is _MISSING:
@@ -68,7 +70,7 @@ def uninstall() -> None:
 
 def is_installed() -> bool:
     """Return whether `install` is in force."""
-    return _options is not None
+    return process_wide() is not None
 
 
 @contextmanager
@@ -80,7 +82,7 @@ def installed(options: TransportOptions | None = None) -> Iterator[None]:
     options : TransportOptions, optional
         How to move bytes.
     """
-    before = _options
+    before = process_wide()
     install(options)
     try:
         yield
@@ -97,15 +99,15 @@ def _replace(owner: Any, name: str, value: Any) -> None:
 
 
 def _patch() -> None:
-    """Hook the two places that everything goes through: making an association, and accepting a connection."""
+    """Hook the places that everything goes through: making an association, listening, accepting a connection."""
     original_init = stock_association.Association.__init__
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original_init(self, *args, **kwargs)
-        if _options is not None and not isinstance(self, AssociationMixin):
-            upgrade(self, _options)
+        if is_installed() and not isinstance(self, AssociationMixin):
+            upgrade(self, options_of(self.ae))
 
     __init__.__doc__ = original_init.__doc__
     _replace(stock_association.Association, "__init__", __init__)
-    for name in ("get_request", "finish_request"):
+    for name in ("server_activate", "get_request", "finish_request"):
         _replace(stock_transport.AssociationServer, name, getattr(ServerMixin, name))

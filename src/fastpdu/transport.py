@@ -11,51 +11,93 @@ import ssl
 import threading
 import weakref
 from collections import Counter
-from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any
+from socketserver import TCPServer, ThreadingMixIn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pynetdicom import transport as stock
 
 from fastpdu import engine
+from fastpdu.options import options_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pynetdicom.association import Association
 
     from fastpdu.options import TransportOptions
 
 LOGGER = logging.getLogger("fastpdu.transport")
 
+# Signs of life that the kernel asks for, a third of `keepalive` apart
+KEEPALIVE_PROBES = 3
 
-def tune(sock: socket.socket, options: TransportOptions) -> None:
-    """Set the socket options of an association.
+
+class OptionError(OSError):
+    """The system refuses a socket option that was asked for; the message names the option and the value."""
+
+
+class _Setting(NamedTuple):
+    """What an option does to a socket."""
+
+    name: str
+    level: int
+    # The first that the platform has; if it has none, the option was refused when it was given, or can be left out
+    constants: tuple[str, ...]
+    convert: Callable[[Any], int | bytes] = int
+
+
+_TCP, _SOCKET = socket.IPPROTO_TCP, socket.SOL_SOCKET
+_SETTINGS = (
+    _Setting("nodelay", _TCP, ("TCP_NODELAY",)),
+    _Setting("send_buffer", _SOCKET, ("SO_SNDBUF",)),
+    _Setting("receive_buffer", _SOCKET, ("SO_RCVBUF",)),
+    _Setting("max_segment", _TCP, ("TCP_MAXSEG",)),
+    _Setting("congestion_control", _TCP, ("TCP_CONGESTION",), str.encode),
+    _Setting("keepalive", _SOCKET, ("SO_KEEPALIVE",), lambda seconds: 1),
+    _Setting("keepalive", _TCP, ("TCP_KEEPIDLE", "TCP_KEEPALIVE")),
+    _Setting("keepalive", _TCP, ("TCP_KEEPINTVL",), lambda s: max(s // KEEPALIVE_PROBES, 1)),
+    _Setting("keepalive", _TCP, ("TCP_KEEPCNT",), lambda seconds: KEEPALIVE_PROBES),
+    _Setting("user_timeout", _TCP, ("TCP_USER_TIMEOUT",), lambda s: max(round(s * 1000), 1)),
+    _Setting("notsent_lowat", _TCP, ("TCP_NOTSENT_LOWAT",)),
+)
+
+
+def tune(sock: socket.socket, options: TransportOptions, *, connected: bool = False) -> None:
+    """Set the socket options of an association, or of a server's socket, whose connections inherit them.
 
     Parameters
     ----------
     sock : socket.socket
-        The socket, connected or not.
+        The socket. `quickack` is not set here: it is not sticky, and the engine sets it again and again.
     options : TransportOptions
         What to set.
+    connected : bool, optional
+        Whether it is too late for what is agreed when a connection is made.
 
     Raises
     ------
-    OSError
+    OptionError
         If the system refuses an option that was asked for; the message names it.
     """
-    if options.nodelay:
+    if options.nodelay is None:
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             # Not TCP (a Unix socket, a test double) or closed by the peer already: nothing to tune
             LOGGER.debug("TCP_NODELAY cannot be set on %r", sock)
-    for name, number in (("send_buffer", socket.SO_SNDBUF), ("receive_buffer", socket.SO_RCVBUF)):
-        size = getattr(options, name)
-        if size is not None:
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, number, size)
-            except OSError as error:
-                raise OSError(
-                    error.errno, f"the system refuses {name}={size}: {error.strerror}"
-                ) from error
+    for setting in _SETTINGS:
+        value = getattr(options, setting.name)
+        if value is None or (connected and setting.name == "max_segment"):
+            continue
+        number = next((getattr(socket, c) for c in setting.constants if hasattr(socket, c)), None)
+        if number is None:
+            continue
+        try:
+            sock.setsockopt(setting.level, number, setting.convert(value))
+        except OSError as error:
+            raise OptionError(
+                error.errno, f"the system refuses {setting.name}={value!r}: {error.strerror}"
+            ) from error
 
 
 def tunable(sock: object) -> bool:
@@ -79,7 +121,9 @@ def connection_for(sock: socket.socket, options: TransportOptions) -> engine.Con
         The connection.
     """
     connection = engine.connect(sock)
-    connection.quickack = options.quickack
+    connection.quickack = options.quickack is not False
+    connection.cork = options.cork
+    connection.pack_command = options.pack_command
     connection.max_message = options.max_message
     ROADS.follow(connection)
     return connection
@@ -139,7 +183,21 @@ def road_counters() -> dict[str, int]:
     return ROADS.totals()
 
 
-# TLS handshakes off the accept path -----------------------------------------------------------------------------
+# The server: its options, and TLS handshakes off the accept path ------------------------------------------------
+
+
+def listen(server: stock.AssociationServer) -> None:
+    """Tune a server's socket before it listens: `AssociationServer.server_activate`.
+
+    Raises
+    ------
+    OptionError
+        If the system refuses an option.
+    """
+    sock: Any = server.socket
+    if tunable(sock):
+        tune(sock, options_of(server, server.ae))
+    TCPServer.server_activate(server)
 
 
 def accept(server: stock.AssociationServer) -> tuple[socket.socket, Any]:
@@ -193,12 +251,30 @@ def finish_request(server: stock.AssociationServer, client: Any, address: Any) -
 
 
 def _secure_and_handle(server: stock.AssociationServer, client: Any, address: Any) -> None:
-    if handshake(server, client):
+    if not handshake(server, client):
+        return
+    try:
         server.RequestHandlerClass(client, address, server)
+    except OptionError as error:
+        # The socket that listens has taken them, so this one is dead already, or they were changed since
+        LOGGER.error("A connection from %s was refused: %s", address[0], error)
+        client.close()
 
 
 class ServerMixin(stock.AssociationServer):
-    """An association server that does not wait for a peer while it accepts the next one."""
+    """An association server that does not wait for a peer while it accepts the next one.
+
+    Attributes
+    ----------
+    transport : TransportOptions or None
+        How its associations move bytes; None leaves that to the AE.
+    """
+
+    transport: TransportOptions | None = None
+
+    def server_activate(self) -> None:
+        """Listen; see `listen`."""
+        listen(self)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept a connection; see `accept`."""

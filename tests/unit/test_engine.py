@@ -35,6 +35,7 @@ CONSTANTS = [
     "READY",
     "TIMEOUT",
     "UNLIMITED_FRAGMENT",
+    "CAN_CORK",
     "WAKE",
 ]
 
@@ -118,7 +119,15 @@ def members(cls: type) -> set[str]:
 
 def test_interfaces_agree() -> None:
     pure, compiled = twins()
-    options = {"max_receive_pdu", "max_message", "pdu_timeout", "quickack", "split_commands"}
+    options = {
+        "max_receive_pdu",
+        "max_message",
+        "pdu_timeout",
+        "quickack",
+        "cork",
+        "pack_command",
+        "split_commands",
+    }
     for name in ("Connection", "FdConnection", "SocketConnection"):
         ours, theirs = getattr(pure, name), getattr(compiled, name)
         assert members(ours) - options == members(theirs) - options
