@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -205,7 +206,7 @@ def test_a_wake_is_not_lost_while_data_flow(one: Link, engine: Any) -> None:
 def test_quickack(impl: Impl) -> None:
     """It changes nothing but the timing."""
     with link(impl, tcp=True) as one:
-        assert one.conn.quickack is False
+        assert not one.conn.quickack
         one.conn.quickack = True
         for _ in range(3):
             one.feed(WHOLE[:20])
@@ -213,6 +214,36 @@ def test_quickack(impl: Impl) -> None:
             eventually(lambda: one.conn.in_pdu or not receiving.running)
             one.feed(WHOLE[20:])
             assert receiving.result().data == b"abcdef"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="no TCP_QUICKACK here")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_quickack_is_set_before_each_wait_that_follows_a_read(impl: Impl, wanted: bool) -> None:
+    """The kernel's own state: it is taken away by hand, as the kernel does, and has to come back."""
+    with link(impl, tcp=True) as one:
+        one.conn.quickack = wanted
+
+        def state() -> bool:
+            return bool(one.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK))
+
+        def take_away() -> None:
+            one.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            assert not state()
+
+        for _ in range(3):
+            one.feed(WHOLE)
+            assert one.conn.receive(PATIENCE).data == b"abcdef"
+            # The ACK travels with these: nothing is left that the kernel would send later, changing the state
+            one.conn.send(1, ECHO, max_pdu=0)
+            read_exactly(one.raw, 12 + len(ECHO))
+            take_away()
+            assert one.conn.wait(0) == impl.module.TIMEOUT  # no wait
+            assert not state()
+            assert one.conn.wait(0.001) == impl.module.TIMEOUT
+            assert state() is wanted
+            take_away()
+            assert one.conn.wait(0.001) == impl.module.TIMEOUT  # nothing was read since
+            assert not state()
 
 
 # ------------------------------------------------------------------------------------------ cancel and close
