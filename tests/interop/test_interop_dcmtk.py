@@ -479,3 +479,64 @@ def test_termscu_ends_dcmqrscp(dcmqrscp: tuple[int, int], world: kit.World) -> N
     kit.until(lambda: not peers.answers_echo(port))
     late = world.connect(("127.0.0.1", port), CTX, established=False)
     assert late.is_aborted
+
+
+# command set and data set in one PDU
+
+
+@pytest.fixture
+def packing() -> dict[str, Any]:
+    """Arguments for the end that packs."""
+    if KIND != "fast":
+        pytest.skip("pynetdicom does not pack")
+    from fastpdu import TransportOptions
+
+    return {"transport": TransportOptions(pack_command=True)}
+
+
+def test_storescp_reads_packed_messages(
+    world: kit.World, files: data.Files, storescp: tuple[int, Path], packing: dict[str, Any]
+) -> None:
+    port, directory = storescp
+    paths = [files.made(n, size) for n, size in enumerate((2, 5000, 16_376, 2_000_000), 81)]
+    assoc = world.connect(("127.0.0.1", port), CTX, **packing)
+    for path in paths:
+        assert assoc.send_c_echo().Status == 0
+        assert assoc.send_c_store(path).Status == 0
+    assoc.release()
+    assert assoc.is_released
+    by_instance = {str(dcmread(path).SOPInstanceUID): path for path in directory.iterdir()}
+    for path in paths:
+        received = by_instance[str(dcmread(path).SOPInstanceUID)]
+        assert kit.sha(data.payload(received)) == kit.sha(data.payload(path))
+
+
+def test_findscu_and_getscu_read_packed_messages(
+    world: kit.World, tmp_path: Path, packing: dict[str, Any]
+) -> None:
+    """Responses with an identifier, and C-STORE requests of a C-GET."""
+
+    def get(event: evt.Event) -> Iterator[Any]:
+        yield 3
+        for number in range(1, 4):
+            yield 0xFF00, data.image(number, 60_000)
+
+    server = world.serve(
+        [(data.CT, data.EXPLICIT), data.STUDY_GET, data.STUDY_FIND],
+        [*find_handler(25), (evt.EVT_C_GET, get)],
+        roles=True,
+        **packing,
+    )
+    found, got = _made(tmp_path / "found"), _made(tmp_path / "got")
+    peers.run("findscu", *FIND_OPTIONS, "-X", "127.0.0.1", server.port, cwd=found)
+    assert [dcmread(path, force=True).PatientID for path in sorted(found.glob("rsp*.dcm"))] == [
+        f"ID{index}" for index in range(25)
+    ]
+    peers.run(
+        "getscu",
+        *("-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2"),
+        *("+B", "-od", got, "127.0.0.1", server.port),
+    )
+    assert sorted(peers.part10_key(path)[2] for path in got.iterdir()) == sorted(
+        kit.sha(data.image(number, 60_000).PixelData) for number in range(1, 4)
+    )

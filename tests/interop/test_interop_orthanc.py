@@ -243,3 +243,28 @@ def test_orthanc_as_scu(world: kit.World, orthanc: Orthanc) -> None:
     if KIND == "fast":
         assert delta["stock_sent"] == delta["stock_received"] == 0
         assert delta["fast_sent"] >= 10
+
+
+def test_packed_messages(world: kit.World, orthanc: Orthanc, files: data.Files) -> None:
+    """Command set and data set in one PDU: Orthanc reads it, as request and as identifier of a query."""
+    if KIND != "fast":
+        pytest.skip("pynetdicom does not pack")
+    from fastpdu import TransportOptions
+
+    images = series(9)
+    find = (data.STUDY_FIND, data.EXPLICIT)
+    assoc = world.connect(
+        address(orthanc), [*CTX, find], transport=TransportOptions(pack_command=True)
+    )
+    for image in images:
+        assert assoc.send_c_echo().Status == 0
+        assert assoc.send_c_store(image).Status == 0
+    found = [identifier for _, identifier in assoc.send_c_find(study(9), data.STUDY_FIND)]
+    assert [identifier.StudyInstanceUID for identifier in found if identifier] == [
+        images[0].StudyInstanceUID
+    ]
+    assoc.release()
+    kept = orthanc.rest(
+        "/tools/find", {"Level": "Instance", "Query": {"StudyInstanceUID": f"{data.ROOT}55.9"}}
+    )
+    assert len(kept) == len(images)

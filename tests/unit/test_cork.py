@@ -159,14 +159,14 @@ def test_ping_pong_with_tiny_buffers(impl: Impl) -> None:
             conn.cork = conn.quickack = True
 
         def echo() -> None:
-            for _ in range(200):
+            for _ in range(70):
                 message = ends[1].receive(PATIENCE)
-                ends[1].send(1, message.command, message.data or b"", max_pdu=64)
+                ends[1].send(1, message.command, message.data or b"", max_pdu=16)
 
         echoing = Background(echo)
-        for number in range(200):
-            data = noise(1 + 30 * number)
-            ends[0].send(1, STORE, data, max_pdu=64)
+        for number in range(70):
+            data = noise(1 + 50 * number)
+            ends[0].send(1, STORE, data, max_pdu=16)
             assert ends[0].receive(PATIENCE).data == data
             assert not corked(near)
         echoing.result()
