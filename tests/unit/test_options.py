@@ -7,6 +7,7 @@ import errno
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -139,6 +140,9 @@ def test_is_frozen_and_documented() -> None:
         TransportOptions().nodelay = True  # type: ignore[misc]
     for name in NAMES:
         assert re.search(rf"\n    (\w+, )*{name}(, \w+)* : ", TransportOptions.__doc__ or ""), name
+    table = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text("utf-8")
+    for name in NAMES:
+        assert re.search(rf"\n\|.*`{name}`.*\|", table), name
 
 
 @pytest.mark.parametrize(

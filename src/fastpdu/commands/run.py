@@ -34,7 +34,7 @@ EXAMPLES = """\
 examples:
   fastpdu run my_pacs.py --port 11112
   fastpdu run -m pynetdicom storescp 11112 --output-directory received
-  FASTPDU_QUICKACK=0 fastpdu run -m my_router --config router.toml
+  FASTPDU_QUICKACK=0 FASTPDU_MAX_PDU=131072 fastpdu run -m my_router --config router.toml
 
 The transport is set up with the FASTPDU_* environment variables, as described in docs/tuning.md.
 A process that the application starts with subprocess or with multiprocessing's "spawn" method is a
