@@ -13,8 +13,9 @@ from fastpdu.association import upgrade
 from fastpdu.options import TransportOptions, checked, options_of
 from fastpdu.transport import ServerMixin
 
-# The options of the association or server that a call is about to make
-_given: ContextVar[TransportOptions | None] = ContextVar("_given", default=None)
+# The options that a call has for the association, or the server, that it is about to make
+_for_association: ContextVar[TransportOptions | None] = ContextVar("_for_association", default=None)
+_for_server: ContextVar[TransportOptions | None] = ContextVar("_for_server", default=None)
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -74,11 +75,11 @@ class AE(stock.ApplicationEntity):
         OSError
             If the system refuses one of the options; the message names it.
         """
-        token = _given.set(checked(transport))
+        token = _for_association.set(checked(transport))
         try:
             return super().associate(*args, **kwargs)
         finally:
-            _given.reset(token)
+            _for_association.reset(token)
 
     def _create_socket(
         self,
@@ -87,9 +88,7 @@ class AE(stock.ApplicationEntity):
         tls_args: tuple[SSLContext, str] | None,
     ) -> AssociationSocket:
         # The first thing that is done with a requestor's association
-        upgrade(assoc, _given.get() or self.transport)
-        # Not for what handlers do while this association is negotiated
-        _given.set(None)
+        upgrade(assoc, _for_association.get() or self.transport)
         return super()._create_socket(assoc, address, tls_args)
 
     def start_server(
@@ -109,11 +108,11 @@ class AE(stock.ApplicationEntity):
         OSError
             If the system refuses one of the options; the message names it.
         """
-        token = _given.set(checked(transport))
+        token = _for_server.set(checked(transport))
         try:
             return super().start_server(*args, **kwargs)
         finally:
-            _given.reset(token)
+            _for_server.reset(token)
 
     def make_server(
         self, address: Any, *args: Any, transport: TransportOptions | None = None, **kwargs: Any
@@ -135,9 +134,9 @@ class AE(stock.ApplicationEntity):
         # Arguments 5 and 6 of pynetdicom's method
         names = ("ae_title", "contexts", "ssl_context", "evt_handlers", "server_class")
         kwargs.update(zip(names, args, strict=False))
-        options = checked(transport) or _given.get()
+        options = checked(transport) or _for_server.get()
         # A server that blocks goes on inside the call: not for what its handlers do
-        _given.set(None)
+        _for_server.set(None)
         kwargs["server_class"] = fast_server(
             kwargs.get("server_class") or stock_transport.AssociationServer, options
         )

@@ -200,6 +200,11 @@ def test_environment_sets_the_options(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("print('ran')")
     good = run("app.py", cwd=tmp_path, env={"FASTPDU_QUICKACK": "0"})
     assert (good.returncode, good.stdout) == (0, "ran\n")
+    (tmp_path / "show.py").write_text(
+        "import fastpdu\nprint(fastpdu.AE().transport.max_pdu, fastpdu.AE().transport.user_timeout)"
+    )
+    shown = run("show.py", cwd=tmp_path, env={"FASTPDU_MAX_PDU": "65536"})
+    assert (shown.returncode, shown.stdout) == (0, "65536 None\n"), shown.stderr
     bad = run("app.py", cwd=tmp_path, env={"FASTPDU_QUICKACK": "perhaps"})
     assert bad.returncode == 2
     assert bad.stdout == ""
