@@ -65,6 +65,7 @@ cdef extern from "_fastpdu_sys.h" nogil:
     void fp_wake_clear(int fd)
     void fp_quickack(int fd)
     void fp_cork(int fd, int on)
+    int fp_tcp_info(int fd, void *p, size_t n)
 
 # Limits (docs/limits.md)
 MIN_PDU = 7
@@ -74,6 +75,9 @@ MAX_COMMAND = 65536
 UNLIMITED_FRAGMENT = 131072 - 12
 # Whether `Connection.cork` has an effect on this platform
 CAN_CORK = bool(FP_CAN_CORK)
+
+# Nanoseconds from which on a wait is a suspected stall: the shortest delayed ACK takes 40 ms
+STALL_NS = 30000000
 
 # Outcomes that are not a message
 READY = 1
@@ -101,6 +105,8 @@ cdef enum:
     FIRST_DATA = 16 * 1024  # first allocation for a data set whose size cannot be guessed
     MAX_GUESS = 64 * 1024 * 1024
     MAX_GROWTH = 256 * 1024 * 1024
+    C_STALL_NS = 30000000
+    TCP_INFO_SIZE = 512  # more than any kernel has
     RAISED = -100000  # in place of a negative errno: self.raised holds an exception
 
 cdef enum:
@@ -188,6 +194,24 @@ cdef int64_t deadline_of(object timeout) except -2:
     """Return the monotonic time in ns of a timeout in seconds from now, -1 for never."""
     cdef int64_t patience = patience_of(timeout)
     return patience if patience < 0 else fp_now() + patience
+
+
+cdef struct Waits:
+    uint64_t total  # ns
+    uint64_t current  # ns without a byte, in one or more calls
+    uint64_t longest  # ns
+    uint64_t stalls  # of them, those of C_STALL_NS or more
+
+
+cdef inline void waited(Waits *waits, int64_t since) noexcept nogil:
+    """Count a blocking call that began at `since`. A wait lasts until bytes move, however many calls it takes."""
+    cdef uint64_t duration = <uint64_t>(fp_now() - since)
+    waits.total += duration
+    if waits.current < C_STALL_NS <= waits.current + duration:
+        waits.stalls += 1
+    waits.current += duration
+    if waits.current > waits.longest:
+        waits.longest = waits.current
 
 
 cdef inline int64_t left(int64_t deadline) noexcept nogil:
@@ -348,6 +372,9 @@ cdef class Connection:
 
     cdef readonly uint64_t bytes_sent, bytes_received, pdus_sent, pdus_received
     cdef readonly uint64_t messages_sent, messages_received, send_calls, receive_calls
+    cdef readonly uint32_t largest_pdu_sent, largest_pdu_received
+    cdef Waits send_waits, peer_waits
+    cdef object last_tcp_info
 
     def __cinit__(self, *args, **kwargs):
         self.fd = -1
@@ -509,12 +536,22 @@ cdef class Connection:
             self._release()
 
     # ------------------------------------------------------------------------------- waiting
-    cdef int _wait_readable(self, int64_t timeout) noexcept nogil:
+    cdef int _wait_readable(self, int64_t timeout, bint awaited) noexcept nogil:
+        """Wait for bytes; `awaited`: this is time that the peer takes, not idleness."""
         cdef int ready
+        cdef int64_t began
         if self.quickack and self.did_read and timeout != 0:
             fp_quickack(self.fd)
             self.did_read = False
-        ready = self._poll(FP_IN, timeout)
+        if awaited and timeout != 0:
+            began = fp_now()
+            ready = self._poll(FP_IN, timeout)
+            waited(&self.peer_waits, began)
+        else:
+            if timeout != 0:
+                # Before it, not after: an idle reader may be woken because an answer is due by now
+                self.peer_waits.current = 0
+            ready = self._poll(FP_IN, timeout)
         if ready < 0:
             return self._failed(ready)
         if ready & FP_WAKE:
@@ -527,15 +564,14 @@ cdef class Connection:
             return 0
         self.users += 1
         with nogil:
-            if self.quickack and self.did_read:
-                fp_quickack(self.fd)
-                self.did_read = False
-            self._poll(FP_IN, timeout)
+            self._wait_readable(timeout, True)
         self._leave()
         return 0
 
     cdef int _wait_writable(self, int64_t timeout) noexcept nogil:
+        cdef int64_t began = fp_now()
         cdef int ready = self._poll(FP_OUT, timeout)
+        waited(&self.send_waits, began)
         if self.cancelled or self.closing:
             return R_CANCELLED
         if ready < 0:
@@ -549,13 +585,16 @@ cdef class Connection:
             self._clear_wake()
         return 0
 
-    def wait(self, timeout=None):
+    def wait(self, timeout=None, *, bint awaited=False):
         """Block until there is something to read.
 
         Parameters
         ----------
         timeout : float, optional
             Seconds; None for ever, 0 to poll.
+        awaited : bool, optional
+            Whether the peer is to answer: then the time counts as waiting for it, else as idleness. In the middle of
+            a PDU or message it always counts.
 
         Returns
         -------
@@ -575,7 +614,7 @@ cdef class Connection:
                 return READY
             while True:
                 with nogil:
-                    code = self._wait_readable(left(deadline))
+                    code = self._wait_readable(left(deadline), awaited or self._in_progress())
                 if self.closing:
                     raise OSError(errno.EBADF, "the connection is closed")
                 if code == R_READY:
@@ -621,6 +660,7 @@ cdef class Connection:
             self.bytes_received += <uint64_t>n
             self.did_read = True
             self.starved = False
+            self.peer_waits.current = 0
             if self.pdu_began == 0:
                 self.pdu_began = fp_now()
             return R_OK
@@ -769,11 +809,16 @@ cdef class Connection:
         self.fragment_is_last = (control & 2) != 0
         return R_OK
 
+    cdef inline void _count_pdu(self, uint32_t length) noexcept nogil:
+        self.pdus_received += 1
+        if length > self.largest_pdu_received:
+            self.largest_pdu_received = length
+
     cdef int _fragment_done(self) noexcept nogil:
         """The fragment in progress is complete."""
         self.in_fragment = False
         if self.pdu_left == 0:
-            self.pdus_received += 1
+            self._count_pdu(self.pdu_length)
             self.pdu_began = fp_now()
         if not self.fragment_is_last:
             return R_OK
@@ -1026,7 +1071,7 @@ cdef class Connection:
             return self._pdv_header()
         return self._pdu_header()
 
-    cdef int _advance(self, int64_t deadline, bint block) noexcept nogil:
+    cdef int _advance(self, int64_t deadline, bint block, bint awaited) noexcept nogil:
         """Run the receiver until something is to be said or done under the GIL."""
         cdef int code
         cdef int64_t until
@@ -1050,7 +1095,7 @@ cdef class Connection:
             if not block:
                 self.starved = True
                 return R_TIMEOUT
-            code = self._wait_readable(left(until))
+            code = self._wait_readable(left(until), awaited or not idle)
             if code == R_READY:
                 continue
             if code == R_TIMEOUT and not idle:
@@ -1115,7 +1160,7 @@ cdef class Connection:
             raise RuntimeError("no message waits for a sink")
         return self._describe()
 
-    def receive(self, timeout=None):
+    def receive(self, timeout=None, *, bint awaited=False):
         """Receive one whole DIMSE message (PS3.7 6.3, PS3.8 Annex E).
 
         Parameters
@@ -1123,6 +1168,8 @@ cdef class Connection:
         timeout : float, optional
             Seconds to wait for the first byte; None for ever, 0 to take what is there. A message that has begun
             must go on within `pdu_timeout`.
+        awaited : bool, optional
+            As for `wait`, about the first byte.
 
         Returns
         -------
@@ -1144,7 +1191,7 @@ cdef class Connection:
         self._enter()
         try:
             # What is there already, up to the data set: that cannot block, and is not much
-            code = self._advance(deadline, False)
+            code = self._advance(deadline, False, awaited)
             while True:
                 if code == R_MESSAGE:
                     return self._take()
@@ -1166,7 +1213,7 @@ cdef class Connection:
                 else:
                     self._raise(code)
                 with nogil:
-                    code = self._advance(deadline, block)
+                    code = self._advance(deadline, block, awaited)
         finally:
             self._leave()
 
@@ -1205,7 +1252,7 @@ cdef class Connection:
                 if n >= want:
                     pdu = PyBytes_FromStringAndSize(<char *>self.ahead + self.ahead_at, <Py_ssize_t>want)
                     self.ahead_at += want
-                    self.pdus_received += 1
+                    self._count_pdu(<uint32_t>(want - 6))
                     self.pdu_began = 0 if self.ahead_at == self.ahead_end else fp_now()
                     self._trim_ahead()
                     return pdu
@@ -1259,6 +1306,7 @@ cdef class Connection:
             return r
         self.bytes_sent += <uint64_t>r
         self.out_sent += <uint64_t>r
+        self.send_waits.current = 0
         while self.out_at < self.out_count and <size_t>rest >= self.out_iov[self.out_at].iov_len:
             rest -= <int64_t>self.out_iov[self.out_at].iov_len
             self.out_at += 1
@@ -1369,6 +1417,8 @@ cdef class Connection:
             self.out_count += 1
             if not beside:
                 self.pdus_sent += 1
+                if fp_get32(head + 2) > self.largest_pdu_sent:
+                    self.largest_pdu_sent = fp_get32(head + 2)
             while rest > 0:
                 part = <size_t>views[i].len - offset
                 if part == 0:
@@ -1680,9 +1730,22 @@ cdef class Connection:
                 if code != R_OK:
                     self.send_broken = self.out_sent > 0
                     self._raise(code)
-                self.pdus_sent += 1
+                self._count_sent(<unsigned char *>body.views[0].buf, <size_t>body.views[0].len)
             finally:
                 self._leave()
+
+    cdef void _count_sent(self, const unsigned char *p, size_t n) noexcept nogil:
+        """Count ready-made PDUs; what is no whole PDU counts as one."""
+        cdef uint64_t size
+        while n > 0:
+            size = 6 + <uint64_t>fp_get32(p + 2) if n >= 6 else n
+            if size > n:
+                size = n
+            self.pdus_sent += 1
+            if size > 6 and size - 6 > self.largest_pdu_sent:
+                self.largest_pdu_sent = <uint32_t>(size - 6)
+            p += size
+            n -= size
 
     # ------------------------------------------------------------------------------- control
     def wake(self):
@@ -1711,12 +1774,58 @@ cdef class Connection:
         """Give up the descriptor. Blocked calls end; idempotent, from any thread."""
         if self.closing:
             return
+        self.last_tcp_info = self.tcp_info()
         self.closing = True
         if self.users:
             self._set_wake()
             self._set_cancel()
         else:
             self._release()
+
+    def tcp_info(self):
+        """Return what the kernel knows about the connection; after `close`, what it knew then.
+
+        Returns
+        -------
+        bytes or None
+            Linux's ``struct tcp_info`` (tcp(7)), as long as this kernel has it. None elsewhere, and if this is not TCP.
+        """
+        cdef unsigned char buffer[TCP_INFO_SIZE]
+        cdef int size
+        if self.closing or self.is_closed:
+            return self.last_tcp_info
+        size = fp_tcp_info(self.fd, buffer, TCP_INFO_SIZE)
+        return PyBytes_FromStringAndSize(<char *>buffer, size) if size > 0 else None
+
+    @property
+    def send_blocked_ns(self):
+        """Nanoseconds for which sends were blocked."""
+        return self.send_waits.total
+
+    @property
+    def send_stalls(self):
+        """Waits of sends of `STALL_NS` or more."""
+        return self.send_waits.stalls
+
+    @property
+    def longest_send_wait_ns(self):
+        """Nanoseconds of the longest wait of a send."""
+        return self.send_waits.longest
+
+    @property
+    def peer_wait_ns(self):
+        """Nanoseconds for which the peer was waited for: for an answer, or for the rest of a message or PDU."""
+        return self.peer_waits.total
+
+    @property
+    def peer_stalls(self):
+        """Waits for the peer of `STALL_NS` or more."""
+        return self.peer_waits.stalls
+
+    @property
+    def longest_peer_wait_ns(self):
+        """Nanoseconds of the longest wait for the peer."""
+        return self.peer_waits.longest
 
     @property
     def closed(self):

@@ -90,6 +90,7 @@ static inline int fp_wake_new(int ends[2]) { ends[0] = ends[1] = -1; return -ENO
 static inline void fp_wake_set(int fd) { (void)fd; }
 static inline void fp_wake_clear(int fd) { (void)fd; }
 static inline void fp_quickack(int fd) { (void)fd; }
+static inline int fp_tcp_info(int fd, void *p, size_t n) { (void)fd; (void)p; (void)n; return -ENOSYS; }
 
 #define FP_CAN_CORK 0
 #define FP_CORK_PUSHES 0
@@ -307,6 +308,25 @@ static inline void fp_cork(int fd, int on)
 #else
     (void)fd;
     (void)on;
+#endif
+}
+
+/*
+ * The kernel's struct tcp_info as it is: the bytes written to p, as many as this kernel has (older ones have fewer),
+ * at most n. Only Linux's: other systems lay it out in another way.
+ */
+static inline int fp_tcp_info(int fd, void *p, size_t n)
+{
+#if defined(__linux__) && defined(TCP_INFO)
+    socklen_t length = (socklen_t)n;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, p, &length) < 0)
+        return -errno;
+    return (int)length;
+#else
+    (void)fd;
+    (void)p;
+    (void)n;
+    return -ENOSYS;
 #endif
 }
 

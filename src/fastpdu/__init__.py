@@ -10,13 +10,16 @@ from fastpdu.ae import AE
 from fastpdu.compatibility import IncompatibleError
 from fastpdu.options import TransportOptions
 from fastpdu.patch import install, installed, is_installed, uninstall
+from fastpdu.stats import TcpInfo, TransportStats
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AE",
     "IncompatibleError",
+    "TcpInfo",
     "TransportOptions",
+    "TransportStats",
     "__version__",
     "install",
     "installed",

@@ -46,6 +46,7 @@ __all__ = [
     "OTHER",
     "PARTIAL",
     "READY",
+    "STALL_NS",
     "TIMEOUT",
     "UNLIMITED_FRAGMENT",
     "WAKE",
@@ -73,6 +74,9 @@ UNLIMITED_FRAGMENT = 131072 - 12
 # Whether `Connection.cork` has an effect on this platform. Python does not know the TCP_NOPUSH of other systems.
 CAN_CORK = hasattr(socket, "TCP_CORK")
 
+# Nanoseconds from which on a wait is a suspected stall: the shortest delayed ACK takes 40 ms
+STALL_NS = 30_000_000
+
 # Outcomes that are not a message
 READY = 1
 WAKE = 2
@@ -91,6 +95,7 @@ _MAX_LENGTH = 2**20  # longer PDUs are not sent, whatever the peer would take
 _READ_SIZE = 2**18  # bytes of one read from the socket
 _BATCH_SIZE = 2**19  # bytes framed and handed over at once
 _BATCH_BUFFERS = 512  # vectors handed over at once; POSIX systems take 1024 (IOV_MAX)
+_TCP_INFO_SIZE = 512  # bytes; more than any kernel has
 _STAGE_SIZE = 2**16  # bytes of one `send` of a socket object
 _RECORD_SIZE = 2**14  # bytes of a TLS record: one system call each
 
@@ -246,6 +251,42 @@ def _poll(readable: Sequence[int], writable: Sequence[int], seconds: float) -> s
         return {key.fd for key, _ in selector.select(seconds)}
 
 
+class _Waits:
+    """The blocking waits in one direction.
+
+    Attributes
+    ----------
+    total, longest : int
+        Nanoseconds of all of them, and of the longest.
+    stalls : int
+        How many took `STALL_NS` or more.
+    """
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.longest = 0
+        self.stalls = 0
+        self._current = 0
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count a blocking call. A wait lasts until `end`, however many calls it takes."""
+        began = time.monotonic_ns()
+        try:
+            yield
+        finally:
+            duration = time.monotonic_ns() - began
+            self.total += duration
+            if self._current < STALL_NS <= self._current + duration:
+                self.stalls += 1
+            self._current += duration
+            self.longest = max(self.longest, self._current)
+
+    def end(self) -> None:
+        """Bytes have moved, or the next wait is for something else."""
+        self._current = 0
+
+
 class _Flag:
     """A flag that `_poll` can wait for: an eventfd, or else a pair of sockets."""
 
@@ -396,6 +437,8 @@ class _State:
         Bytes of the stream that are used up.
     pdus, messages : int
         Complete ones.
+    largest : int
+        PDU length of the largest of the PDUs.
     header : bytes
         The header of the PDU in progress, as far as it came.
     raw : _Gathered or None
@@ -432,6 +475,7 @@ class _State:
         self.consumed = 0
         self.pdus = 0
         self.messages = 0
+        self.largest = 0
         self.header = b""
         self.raw: _Gathered | None = None
         self.pdu_left = 0
@@ -513,6 +557,7 @@ class _State:
     def end_pdu(self) -> None:
         """The PDU in progress is complete."""
         self.pdus += 1
+        self.largest = max(self.largest, self.pdu_length)
         self.header = b""
         self.raw = None
         self.pdu_began = _Clock() if self.in_message and not self.complete else 0.0
@@ -641,6 +686,7 @@ class Connection:
         self._state = _State()
         self._has_read = False
         self._receive_calls = 0
+        self._peer_waits = _Waits()
 
         self._send_lock = threading.Lock()
         self._corked = False
@@ -652,6 +698,9 @@ class Connection:
         self._pdus_sent = 0
         self._messages_sent = 0
         self._send_calls = 0
+        self._send_waits = _Waits()
+        self._largest_pdu_sent = 0
+        self._last_tcp_info: bytes | None = None
 
     # What the two kinds of connection do in their own way
 
@@ -698,6 +747,10 @@ class Connection:
     def _set_option(self, name: str, value: int) -> None:
         """Set a TCP option of the socket, if it has that."""
 
+    def _tcp_info(self) -> bytes | None:
+        """Return the kernel's figures, see `tcp_info`."""
+        raise NotImplementedError
+
     def _release(self) -> None:
         """Close the descriptors."""
         self._wake.close()
@@ -728,6 +781,7 @@ class Connection:
         with self._guard:
             if self._closing:
                 return
+            self._last_tcp_info = self._tcp_info()
             self._closing = True
             if self._users == 0:
                 self._release()
@@ -849,6 +903,57 @@ class Connection:
         """Attempts to read from the socket."""
         return self._receive_calls
 
+    @property
+    def largest_pdu_sent(self) -> int:
+        """PDU length (PS3.8 9.3.1: without the 6 bytes before it) of the largest PDU sent."""
+        return self._largest_pdu_sent
+
+    @property
+    def largest_pdu_received(self) -> int:
+        """PDU length of the largest whole PDU received."""
+        return self._state.largest
+
+    @property
+    def send_blocked_ns(self) -> int:
+        """Nanoseconds for which sends were blocked."""
+        return self._send_waits.total
+
+    @property
+    def send_stalls(self) -> int:
+        """Waits of sends of `STALL_NS` or more."""
+        return self._send_waits.stalls
+
+    @property
+    def longest_send_wait_ns(self) -> int:
+        """Nanoseconds of the longest wait of a send."""
+        return self._send_waits.longest
+
+    @property
+    def peer_wait_ns(self) -> int:
+        """Nanoseconds for which the peer was waited for: for an answer, or for the rest of a message or PDU."""
+        return self._peer_waits.total
+
+    @property
+    def peer_stalls(self) -> int:
+        """Waits for the peer of `STALL_NS` or more."""
+        return self._peer_waits.stalls
+
+    @property
+    def longest_peer_wait_ns(self) -> int:
+        """Nanoseconds of the longest wait for the peer."""
+        return self._peer_waits.longest
+
+    def tcp_info(self) -> bytes | None:
+        """Return what the kernel knows about the connection; after `close`, what it knew then.
+
+        Returns
+        -------
+        bytes or None
+            Linux's ``struct tcp_info`` (tcp(7)), as long as this kernel has it. None elsewhere, and if this is not TCP.
+        """
+        with self._guard:
+            return self._last_tcp_info if self._closing else self._tcp_info()
+
     # Receiving: reading and waiting
 
     def _read(self, most: int = _READ_SIZE) -> None:
@@ -886,9 +991,19 @@ class Connection:
         if len(read) == 0:
             raise PeerClosed(*self._state.progress(), error) from error
         self._has_read = True
+        self._peer_waits.end()
 
-    def _wait(self, writable: bool, seconds: float) -> int:
+    def _wait(self, writable: bool, seconds: float, awaited: bool) -> int:
         """Wait until the socket is ready.
+
+        Parameters
+        ----------
+        writable : bool
+            Whether it has to become writable (TLS).
+        seconds : float
+            How long at most.
+        awaited : bool
+            Whether this is time that the peer takes, not idleness.
 
         Returns
         -------
@@ -900,7 +1015,15 @@ class Connection:
             self._set_option("TCP_QUICKACK", 1)
             self._has_read = False
         fd, wake = self._fileno(), self._wake.fileno()
-        ready = _poll([wake] if writable else [fd, wake], [fd] if writable else [], seconds)
+        readable = [wake] if writable else [fd, wake]
+        if awaited and seconds > 0:
+            with self._peer_waits.counted():
+                ready = _poll(readable, [fd] if writable else [], seconds)
+        else:
+            if seconds > 0:
+                # Before it, not after: an idle reader may be woken because an answer is due by now
+                self._peer_waits.end()
+            ready = _poll(readable, [fd] if writable else [], seconds)
         if self._closing:
             raise _closed_error()
         if wake in ready:
@@ -908,13 +1031,16 @@ class Connection:
             return WAKE
         return READY if fd in ready else TIMEOUT
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self, timeout: float | None = None, *, awaited: bool = False) -> int:
         """Block until there is something to read.
 
         Parameters
         ----------
         timeout : float, optional
             Seconds; None for ever, 0 to poll.
+        awaited : bool, optional
+            Whether the peer is to answer: then the time counts as waiting for it, else as idleness. In the middle of
+            a PDU or message it always counts.
 
         Returns
         -------
@@ -934,11 +1060,13 @@ class Connection:
             if state.other_is_next and state.pdu_length == 0:
                 return READY
             while True:
-                outcome = self._wait(False, deadline - _Clock())
+                outcome = self._wait(
+                    False, deadline - _Clock(), awaited or self.in_pdu or self.in_message
+                )
                 if outcome != TIMEOUT or _Clock() >= deadline:
                     return outcome
 
-    def receive(self, timeout: float | None = None) -> Message | int:
+    def receive(self, timeout: float | None = None, *, awaited: bool = False) -> Message | int:
         """Receive one whole DIMSE message (PS3.7 6.3, PS3.8 Annex E).
 
         Parameters
@@ -946,6 +1074,8 @@ class Connection:
         timeout : float, optional
             Seconds to wait for the first byte; None for ever, 0 to take what is there. The PDUs of a message that
             has begun must each be complete within `pdu_timeout`.
+        awaited : bool, optional
+            As for `wait`, about the first byte.
 
         Returns
         -------
@@ -974,11 +1104,13 @@ class Connection:
                 try:
                     self._read()
                 except _WouldBlock as block:
-                    ended = self._wait_to_receive(block.writable, timeout == 0, deadline)
+                    ended = self._wait_to_receive(block.writable, timeout == 0, deadline, awaited)
                     if ended is not None:
                         return ended
 
-    def _wait_to_receive(self, writable: bool, poll: bool, deadline: float) -> int | None:
+    def _wait_to_receive(
+        self, writable: bool, poll: bool, deadline: float, awaited: bool
+    ) -> int | None:
         """Wait for more of a message.
 
         Parameters
@@ -989,6 +1121,8 @@ class Connection:
             Whether not to wait at all.
         deadline : float
             Until when the message must have begun.
+        awaited : bool
+            Whether the first byte is awaited.
 
         Returns
         -------
@@ -1010,7 +1144,7 @@ class Connection:
                     raise ProtocolError(0, "the peer stalled in the middle of a message")
         if poll:
             return TIMEOUT
-        outcome = self._wait(writable, deadline - _Clock())
+        outcome = self._wait(writable, deadline - _Clock(), awaited or begun)
         if outcome == WAKE:
             return WAKE
         if outcome == TIMEOUT and not begun and _Clock() >= deadline:
@@ -1254,6 +1388,7 @@ class Connection:
         state.consumed = old.consumed + old.buffered
         state.pdus = old.pdus
         state.messages = old.messages
+        state.largest = old.largest
         self._state = state
 
     # Sending
@@ -1498,6 +1633,8 @@ class Connection:
                     self._wait_to_send(block.writable, timeout)
                 except ConnectionError as error:
                     raise PeerClosed(0, 0, error) from error
+                if len(counts) > before:
+                    self._send_waits.end()
                 buffers = _without(buffers, sum(counts[before:]))
         finally:
             sent = sum(counts)
@@ -1507,6 +1644,7 @@ class Connection:
                     self._send_broken = True
                 if sent >= pdu.size:
                     self._pdus_sent += 1
+                    self._largest_pdu_sent = max(self._largest_pdu_sent, pdu.size - _HEADER)
                 sent = max(sent - pdu.size, 0)
             if buffers and self._stuck():
                 self._send_broken = True
@@ -1526,11 +1664,12 @@ class Connection:
         deadline = _deadline(timeout)
         fd, cancel = self._fileno(), self._cancel.fileno()
         while True:
-            ready = _poll(
-                [cancel] if writable else [fd, cancel],
-                [fd] if writable else [],
-                deadline - _Clock(),
-            )
+            with self._send_waits.counted():
+                ready = _poll(
+                    [cancel] if writable else [fd, cancel],
+                    [fd] if writable else [],
+                    deadline - _Clock(),
+                )
             if self._closing:
                 raise _closed_error()
             if self._cancels != self._cancels_seen:
@@ -1585,6 +1724,9 @@ class FdConnection(Connection):
     def _set_option(self, name: str, value: int) -> None:
         _set_option(self._sock, name, value)
 
+    def _tcp_info(self) -> bytes | None:
+        return _tcp_info(self._sock)
+
     def _release(self) -> None:
         super()._release()
         self._sock.close()
@@ -1603,6 +1745,10 @@ class SocketConnection(Connection):
     def __init__(self, sock: _Socket) -> None:
         super().__init__(sock)
         self._sock = sock
+        # For what is asked of the kernel: the object may be closed before we are
+        self._kernel_socket: socket.socket | None = None
+        if sys.platform != "win32":
+            self._kernel_socket = socket.socket(fileno=os.dup(sock.fileno()))
         self._has_pending: Callable[[], int] | None = getattr(sock, "pending", None)
         self._io = threading.Lock()  # a TLS object is not to be used by two threads at once
         self._stage: memoryview | None = None  # what an interrupted `send` has to be given again
@@ -1657,6 +1803,14 @@ class SocketConnection(Connection):
     def _set_option(self, name: str, value: int) -> None:
         _set_option(self._sock, name, value)
 
+    def _tcp_info(self) -> bytes | None:
+        return _tcp_info(self._kernel_socket)
+
+    def _release(self) -> None:
+        super()._release()
+        if self._kernel_socket is not None:
+            self._kernel_socket.close()
+
 
 def connect(sock: Any) -> Connection:
     """Return the connection that fits a socket.
@@ -1707,6 +1861,16 @@ def _set_option(sock: Any, name: str, value: int) -> None:
     if option is not None and hasattr(sock, "setsockopt"):
         with suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def _tcp_info(sock: socket.socket | None) -> bytes | None:
+    """Return Linux's ``struct tcp_info`` (tcp(7)); None elsewhere, and if the socket is not TCP."""
+    if sock is None or sys.platform != "linux":
+        return None
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE) or None
+    except OSError:
+        return None
 
 
 def _write_sink(fd: int, written: list[int], length: int, piece: memoryview) -> None:

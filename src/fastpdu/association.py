@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, cast
@@ -11,7 +12,7 @@ from pynetdicom import _config, evt
 from pynetdicom import association as stock
 from pynetdicom._globals import DEFAULT_MAX_LENGTH
 
-from fastpdu import dsutils, service_class, transport
+from fastpdu import dsutils, service_class, stats, transport
 from fastpdu.dimse import DIMSEServiceProvider
 from fastpdu.dimse_messages import BufferList, Encoded, encode_store_request, store_request
 from fastpdu.dul import BOUND, DULServiceProvider
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pynetdicom.dimse import _QueueItem
+    from pynetdicom.dimse_primitives import C_STORE
     from pynetdicom.presentation import PresentationContext, PresentationContextTuple
     from pynetdicom.transport import AssociationSocket
 
@@ -76,6 +78,10 @@ class AssociationMixin(stock.Association):
     _context_cache: dict[tuple[str, str], PresentationContext]
     # (context ID, SOP class): accepted context, and what handlers are told of it
     _storage_contexts: dict[tuple[int, str], tuple[PresentationContext, PresentationContextTuple]]
+    # The time of serving the peer's requests
+    _serving: stats.Stopwatch
+    # Held from the line about the end on
+    _end_logged: threading.Lock
 
     def set_socket(self, socket: AssociationSocket) -> None:
         """Set the socket to use for communicating with the peer, and tune it."""
@@ -117,6 +123,54 @@ class AssociationMixin(stock.Association):
         self._is_paused = True
         while self.dul.is_alive() and not self.dul.stop_dul():
             self.dul.wait_dead(0.01)
+        self._log_end()
+
+    # Telemetry --------------------------------------------------------------------------------------------------
+
+    def transport_stats(self) -> stats.TransportStats:
+        """Return what this association has moved and where its time went, until now or until its end.
+
+        May be called at any time, from any thread, also in handlers of any event. An association that was never
+        connected has zeros.
+        """
+        local, remote = self.requestor, self.acceptor
+        if self.is_acceptor:
+            local, remote = remote, local
+        # (not there if somebody has put another provider in its place)
+        roads: Any = getattr(self.dimse, "roads", {})
+        return stats.from_connection(
+            self.dul.connection,
+            stock_messages_sent=roads.get("stock_sent", 0),
+            stock_messages_received=roads.get("stock_received", 0),
+            maximum_length_local=local.maximum_length,
+            # (pynetdicom has a default before the peer has said anything)
+            maximum_length_peer=None if remote.writeable else remote.maximum_length,
+            duration_seconds=self.dul.duration,
+            handler_seconds=self._serving.seconds,
+        )
+
+    def _log_end(self) -> None:
+        """Log the figures of an association that has ended, once."""
+        if (
+            not stats.LOGGER.isEnabledFor(logging.INFO)
+            or self.dul.connection is None
+            or not self._end_logged.acquire(blocking=False)
+        ):
+            return
+        outcomes = {
+            "released": self.is_released,
+            "aborted": self.is_aborted,
+            "rejected": self.is_rejected,
+        }
+        stats.log_end(
+            self.transport_stats(),
+            role=self.mode,
+            local=self.local["ae_title"],
+            peer=self.remote["ae_title"],
+            address=self.remote["address"],
+            port=self.remote["port"],
+            outcome=next((name for name, true in outcomes.items() if true), "closed"),
+        )
 
     # The reactor ------------------------------------------------------------------------------------------------
 
@@ -145,6 +199,7 @@ class AssociationMixin(stock.Association):
                 return
         # Killed by somebody else: the last primitive (an A-RELEASE-RP, an A-ABORT) leaves before the socket is closed
         self.dul.wait_dead(self.acse_timeout or LAST_WORDS)
+        self._log_end()
 
     def _wait_for_work(self) -> _QueueItem | None:
         """Wait until there is a message, an ACSE primitive, or the end of the association.
@@ -292,12 +347,18 @@ class AssociationMixin(stock.Association):
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Handle a DIMSE service request; see pynetdicom. A C-STORE for the storage service takes a shorter way."""
-        if service_class.serve_store(self, msg, context_id):
-            return
-        super()._serve_request(msg, context_id)
+        with self._serving:
+            if service_class.serve_store(self, msg, context_id):
+                return
+            super()._serve_request(msg, context_id)
         if threading.current_thread() is not self:
             # An N-EVENT-REPORT, served beside the reactor, which need not turn before the next request of ours
             self._is_paused = self._is_waiting
+
+    def _c_store_scp(self, req: C_STORE) -> None:
+        """Serve a C-STORE sub-operation of our C-GET request; see pynetdicom."""
+        with self._serving:
+            super()._c_store_scp(req)
 
 
 def _store_request(
@@ -368,6 +429,8 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     fast._is_waiting = False
     fast._context_cache = {}
     fast._storage_contexts = {}
+    fast._serving = stats.Stopwatch()
+    fast._end_logged = threading.Lock()
     dul = DULServiceProvider(fast, options)
     dul.artim_timer.timeout = old.artim_timer.timeout
     dul._idle_timer.timeout = old._idle_timer.timeout

@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+from collections import Counter
 from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -58,6 +59,8 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         # While a data set goes to a file: pynetdicom's temporary file, and its message
         self.sink: Any = None
         self._waiters = 0
+        # Messages on the stock road: "stock_sent", "stock_received"
+        self.roads: Counter[str] = Counter()
         super().__init__(assoc)
 
     @property
@@ -120,17 +123,27 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         try:
             if isinstance(dul, DULServiceProvider) and dul.is_over:
                 return self._next() or (None, None)
+            # The reactor's wait is not idle any more
+            if isinstance(dul, DULServiceProvider):
+                dul.rouse_reader()
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
             return self.msg_queue.get(timeout=left)
         except queue.Empty:
             return None, None
         finally:
             self._waiters -= 1
+            if isinstance(dul, DULServiceProvider):
+                dul.rouse_reader()
 
     def release_waiters(self) -> None:
         """The association is over: nobody needs to wait for a message until the DIMSE timeout."""
         for _ in range(self._waiters):
             self.msg_queue.put((None, None))
+
+    @property
+    def is_awaiting(self) -> bool:
+        """Whether somebody waits for a message of the stock road, or for the rest of one."""
+        return self.message is not None or (self._waiters > 0 and not self.msg_queue.queue)
 
     def _has_message(self) -> bool:
         return bool(self.msg_queue.queue)
@@ -152,7 +165,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         """Process a P-DATA primitive on the stock road; see pynetdicom."""
         super().receive_primitive(primitive)
         if self.message is None:
-            ROADS.count("stock_received")
+            ROADS.count("stock_received", self.roads)
 
     def receive_message(self, message: engine.Message) -> None:
         """Process a whole message from the engine, like `receive_primitive` the last of its P-DATA primitives.
@@ -332,7 +345,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
 
     def _queue(self, message: Any, context_id: int) -> None:
         """Give a message to the DUL as P-DATA primitives."""
-        ROADS.count("stock_sent")
+        ROADS.count("stock_sent", self.roads)
         for primitive in message.encode_msg(context_id, self.maximum_pdu_size):
             self.dul.send_pdu(primitive)
 

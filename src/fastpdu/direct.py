@@ -177,7 +177,7 @@ class DirectMode:
                 left = _remaining(deadline, None)
                 if left == 0 and not connection.in_message:
                     return None
-                message = self._step(left)
+                message = self._step(left, awaited=True)
                 if message is not None:
                     return message
             return None
@@ -270,18 +270,21 @@ class DirectMode:
         if self._parked_for_long:
             self._dul.roused.set()
 
-    def _step(self, timeout: float | None) -> engine.Message | None:
-        """With the read token: take one message, if one begins within `timeout`."""
+    def _step(self, timeout: float | None, awaited: bool = False) -> engine.Message | None:
+        """With the read token: take one message, if one begins within `timeout`.
+
+        `awaited`: somebody waits for an answer, and not only for something to do.
+        """
         dul = self._dul
         connection: Any = dul.connection
         try:
             if not connection.in_message:
-                if connection.wait(timeout) != engine.READY:
+                if connection.wait(timeout, awaited=awaited) != engine.READY:
                     return None
                 if not dul.may_stay_direct():
                     dul.leave_direct()
                     return None
-            outcome = dul.take_message(connection, 0 if timeout == 0 else None)
+            outcome = dul.take_message(connection, 0 if timeout == 0 else None, awaited)
             if not isinstance(outcome, int):
                 if getattr(dul.assoc.dimse, "sink", None) is None:
                     return outcome

@@ -51,6 +51,8 @@ BOUND = 0.05
 DRAIN = 64
 # Events of primitives that the local user issued: A-ASSOCIATE, P-DATA, A-RELEASE and A-ABORT
 LOCAL_EVENTS = frozenset({"Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15"})
+# States in which an answer of the peer is due: A-ASSOCIATE-AC or -RJ, A-RELEASE-RP (PS3.8 9.2.1)
+AWAITING = frozenset({"Sta5", "Sta7", "Sta10", "Sta11"})
 # Reasons in an A-ABORT of the service provider (PS3.8 9.3.8)
 UNEXPECTED_PDU = 2
 INVALID_PARAMETER = 6
@@ -77,6 +79,9 @@ class DULServiceProvider(stock.DULServiceProvider):
         # The engine's connection, None before there is one
         self.connection: engine.Connection | None = None
         self._connected_socket: Any = None
+        # `time.monotonic` of the first connection, and of the end
+        self._began: float | None = None
+        self._ended: float | None = None
         # What has been told to the engine
         self._split: Any = None
         self._pdu_timeout: float | None = None
@@ -117,6 +122,13 @@ class DULServiceProvider(stock.DULServiceProvider):
     def is_over(self) -> bool:
         """Whether the association has begun and ended."""
         return self._dead.is_set()
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first use of the connection to the end, or until now."""
+        if self._began is None:
+            return 0.0
+        return (self._ended or time.monotonic()) - self._began
 
     @property
     def send_timeout(self) -> float | None:
@@ -286,7 +298,7 @@ class DULServiceProvider(stock.DULServiceProvider):
     # Messages ---------------------------------------------------------------------------------------------------------
 
     def take_message(
-        self, connection: engine.Connection, timeout: float | None
+        self, connection: engine.Connection, timeout: float | None, awaited: bool = False
     ) -> engine.Message | int:
         """Receive a message for DIMSE, or the engine's outcome if there is none.
 
@@ -296,6 +308,8 @@ class DULServiceProvider(stock.DULServiceProvider):
             The connection.
         timeout : float or None
             0: take what is there; else whatever the rest of the message needs.
+        awaited : bool, optional
+            Whether somebody waits for an answer, and not only for something to do.
 
         Returns
         -------
@@ -314,7 +328,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         split = dimse.split_commands()
         if split is not self._split:
             connection.split_commands = self._split = split
-        while (message := connection.receive(timeout)) == engine.PARTIAL:
+        while (message := connection.receive(timeout, awaited=awaited)) == engine.PARTIAL:
             connection.set_sink(dimse.open_sink(connection.partial))
         if not isinstance(message, int):
             self._idle_timer.restart()
@@ -446,8 +460,13 @@ class DULServiceProvider(stock.DULServiceProvider):
         if connection is None:
             self._stirred.wait(bound)
         else:
-            connection.wait(bound)
+            connection.wait(bound, awaited=self._is_awaiting())
         self._stirred.clear()
+
+    def _is_awaiting(self) -> bool:
+        """Whether the reactor waits for an answer, or for the rest of a message that comes PDU by PDU."""
+        dimse = getattr(self._assoc, "dimse", None)
+        return self.state_machine.current_state in AWAITING or getattr(dimse, "is_awaiting", False)
 
     def _abort_hard(self, error: Exception) -> None:
         """An unexpected exception: abort past the state machine, as pynetdicom does."""
@@ -480,6 +499,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         self.direct.token.release()
         connection = self.connection
         if connection is not None:
+            self._ended = time.monotonic()
             ROADS.end(connection)
             connection.close()
             # pynetdicom does not close a socket that the peer has reset: its shutdown() fails first
@@ -513,6 +533,8 @@ class DULServiceProvider(stock.DULServiceProvider):
         if self.connection is not None:
             self.connection.close()
         self.connection = connection_for(cast(Any, sock), self._options)
+        if self._began is None:
+            self._began = time.monotonic()
         self._connected_socket = sock
         self._split = self._pdu_timeout = None
         return self.connection

@@ -150,10 +150,11 @@ class Roads:
                 self._ended["fast_sent"] += connection.messages_sent
                 self._ended["fast_received"] += connection.messages_received
 
-    def count(self, road: str) -> None:
-        """Count a message that took the stock road."""
+    def count(self, road: str, own: Counter[str]) -> None:
+        """Count a message that took the stock road, in all and for its association."""
         with self._lock:
             self._ended[road] += 1
+            own[road] += 1
 
     def totals(self) -> dict[str, int]:
         """Return the counts so far."""
