@@ -1568,7 +1568,7 @@ cdef class Connection:
         self.send_broken = self.send_broken or self._half_written()
         return self._raise(code)
 
-    def send(self, context_id, command, data=(), *, max_pdu, timeout=None, linger=0):
+    def send(self, context_id, command, data=(), *, max_pdu, timeout=None, linger=0, bint yields=False):
         """Send one whole DIMSE message as P-DATA-TF PDUs (PS3.7 6.3, PS3.8 Annex E).
 
         Parameters
@@ -1586,6 +1586,9 @@ cdef class Connection:
         linger : float, optional
             Seconds for which to wait afterwards, still without the GIL, until there is something to read: for who will
             read the answer next. What came of it is not told.
+        yields : bool, optional
+            Release the GIL even for a small message: for who has nothing urgent to do next, so that the thread that the
+            message wakes in this process, if there is one, can go on.
 
         Returns
         -------
@@ -1618,7 +1621,7 @@ cdef class Connection:
             try:
                 before = self.pdus_sent
                 self._pack(head.total, body.total, fragment)
-                if self._sent_at_once(context, head, body, fragment):
+                if not yields and self._sent_at_once(context, head, body, fragment):
                     code = R_OK
                 elif self.out_count:
                     self._make_cancellable()

@@ -77,6 +77,7 @@ class Connection:
         max_pdu: int,
         timeout: _Number = None,
         linger: _Number = 0,
+        yields: bool = False,
     ) -> int: ...
     def send_file(
         self,

@@ -1402,6 +1402,7 @@ class Connection:
         max_pdu: int,
         timeout: float | None = None,
         linger: float = 0,
+        yields: bool = False,
     ) -> int:
         """Send one whole DIMSE message as P-DATA-TF PDUs (PS3.7 6.3, PS3.8 Annex E).
 
@@ -1420,6 +1421,8 @@ class Connection:
         linger : float, optional
             Seconds for which the compiled engine waits for something to read before it returns. There is nothing to
             be gained by that here.
+        yields : bool, optional
+            Whether the compiled engine releases the GIL even for a small message. Here it always is.
 
         Returns
         -------

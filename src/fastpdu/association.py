@@ -37,27 +37,49 @@ _ACSE_QUESTIONS = frozenset({"is_release_requested", "is_aborted"})
 
 
 class _Checkpoint(threading.Event):
-    """The event that lets the association's reactor serve messages."""
+    """The event that lets the association's reactor serve messages.
+
+    It is opened and closed for each message, and mostly nobody waits for it: then it is a mere flag.
+
+    Attributes
+    ----------
+    is_open : bool
+        `is_set()`.
+    """
 
     def __init__(self, assoc: AssociationMixin) -> None:
         super().__init__()
         self._assoc = assoc
-        # `is_set()`, for who asks all the time
+        self._waiting = 0
         self.is_open = False
+
+    def is_set(self) -> bool:
+        return self.is_open
 
     def clear(self) -> None:
         self.is_open = False
-        super().clear()
 
     def set(self) -> None:
         if self.is_open:
             return
         self.is_open = True
-        super().set()
+        if self._waiting:
+            super().set()
         dul = self._assoc.dul
         # In direct mode the reactor's thread waits for work, and mostly there is none
         if not dul.is_direct or self._assoc._has_work():
             dul.rouse()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self.is_open:
+            return True
+        self._waiting += 1
+        try:
+            super().clear()
+            # Only now: who opens it later sees that somebody waits
+            return self.is_open or super().wait(timeout)
+        finally:
+            self._waiting -= 1
 
 
 class AssociationMixin(stock.Association):
@@ -197,6 +219,8 @@ class AssociationMixin(stock.Association):
                 self._serve_request(message, context_id)  # type: ignore[arg-type]
             if self._is_over():
                 return
+        # Who waits for the reactor to pause need not wait for one that has ended
+        self._is_paused = True
         # Killed by somebody else: the last primitive (an A-RELEASE-RP, an A-ABORT) leaves before the socket is closed
         self.dul.wait_dead(self.acse_timeout or LAST_WORDS)
         self._log_end()

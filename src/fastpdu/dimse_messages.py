@@ -195,16 +195,23 @@ class Encoded:
         The encoded data set, empty if it has none or it is in a file.
     file : OpenFile, tuple of (path, int) or None
         The file that holds the data set: open, or its path and the offset where the data set begins.
+    is_last : bool
+        Whether it is the last that its sender has to do for the peer, who now waits for nothing else.
     """
 
-    __slots__ = ("command", "data", "file")
+    __slots__ = ("command", "data", "file", "is_last")
 
     def __init__(
-        self, command: bytes, data: Any = b"", file: OpenFile | tuple[Any, int] | None = None
+        self,
+        command: bytes,
+        data: Any = b"",
+        file: OpenFile | tuple[Any, int] | None = None,
+        is_last: bool = False,
     ) -> None:
         self.command = command
         self.data = data
         self.file = file
+        self.is_last = is_last
 
     @property
     def is_awaited(self) -> bool:

@@ -92,6 +92,7 @@ class DirectMode:
                     max_pdu=max_pdu,
                     timeout=timeout,
                     linger=LEASE if message.is_awaited else 0,
+                    yields=message.is_last,
                 )
             else:
                 self._send_file(connection, context_id, message, max_pdu, timeout)

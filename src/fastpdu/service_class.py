@@ -112,7 +112,7 @@ def _serve(assoc: Any, dimse: Any, request: Any, context: PresentationContextTup
     if not attempt._success or not assoc.is_established:
         return
     if type(status) is int and status in _STORAGE.statuses:
-        encoded = Encoded(encode_store_response(request, status))
+        encoded = Encoded(encode_store_response(request, status), is_last=True)
         if dimse.send_encoded(context_id, encoded):
             return
     dimse.send_msg(_STORAGE(assoc).validate_status(status, response), context_id)
