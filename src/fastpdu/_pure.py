@@ -2240,9 +2240,10 @@ def _encode_value(vr: str, value: Any) -> bytes:
     if vr == "US":
         return struct.pack("<H", value)
     if vr == "AT":
-        if len(value) > _MAX_TAGS:
+        tags = tuple(value)
+        if len(tags) > _MAX_TAGS:
             raise ValueError("too many attribute tags")
-        return b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in value)
+        return b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in tags)
     if not isinstance(value, str):
         raise TypeError("not a text")
     text = value.encode("ascii")
