@@ -2421,6 +2421,7 @@ def read_part10(head):
         return None
     if element_at(p, size, at, True, False, &e) < 0 or e.tag != 0x00020000 or e.length != 4:
         return None
+    last = e.tag
     at = e.value + 4
     end = at + get32(p + e.value)
     if end > size:

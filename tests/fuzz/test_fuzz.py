@@ -82,6 +82,8 @@ def test_guided(name: str, tmp_path: Path) -> None:
     command += [f"-max_total_time={max(round(SHARE), 1)}"] if SECONDS else [f"-runs={GUIDED}"]
     command += ["-timeout=0", "-rss_limit_mb=0", f"-artifact_prefix={tmp_path}/"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    found = [path.read_bytes().hex() for path in tmp_path.iterdir()]
-    assert done.returncode == 0, f"-seed={seed}, input {found}\n{done.stderr[-6000:]}"
+    found = [path.read_bytes().hex()[:4000] for path in tmp_path.iterdir()]
+    _, exception, what = done.stderr.partition("Uncaught Python exception")
+    why = what[:4000] if exception else done.stderr[-6000:]
+    assert done.returncode == 0, f"-seed={seed}, input {found}\n{why}"
     print(f"{name}: -seed={seed}, {done.stderr.splitlines()[-1:]}")
