@@ -12,7 +12,7 @@ from pynetdicom import _config, evt
 from pynetdicom import association as stock
 from pynetdicom._globals import DEFAULT_MAX_LENGTH
 
-from fastpdu import dsutils, service_class, stats, transport
+from fastpdu import acse, dsutils, service_class, stats, transport
 from fastpdu.dimse import DIMSEServiceProvider
 from fastpdu.dimse_messages import BufferList, Encoded, encode_store_request, store_request
 from fastpdu.dul import BOUND, DULServiceProvider
@@ -108,6 +108,8 @@ class AssociationMixin(stock.Association):
         if self.is_acceptor:
             self._announce_max_pdu(self.acceptor)
         super().start()
+        if self.is_acceptor:
+            acse.limit_half_open(self.ae)
 
     def _announce_max_pdu(self, local: stock.ServiceUser) -> None:
         """Announce the maximum length of the options (PS3.8 D.1), unless pynetdicom was told one."""
@@ -440,6 +442,7 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
         dul.event_queue.put(old.event_queue.get())
     fast.dul = dul
     fast.dimse = DIMSEServiceProvider(fast)
+    fast.acse = acse.ACSE(fast)
     fast._reactor_checkpoint = _Checkpoint(fast)
     fast._reactor_checkpoint.set()
     _tune(fast)

@@ -1,7 +1,8 @@
 """A-ASSOCIATE PDUs without what their receiver has to ignore, as pynetdicom's decoder can take them.
 
-Unrecognised items and sub-items are to be ignored (PS3.8 9.3.1, PS3.7 D.3.3), and so are all bits of the protocol version
-but the first (PS3.8 9.3.2). pynetdicom's decoder raises on the former, its state machine rejects the latter.
+Unrecognised items and user information sub-items are to be ignored (PS3.8 9.3.1, PS3.7 D.3.3), and so are all bits of the
+protocol version but the first (PS3.8 9.3.2). pynetdicom's decoder raises on the former, its state machine rejects the
+latter.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ _ASSOCIATE = (0x01, 0x02)
 # Bytes of the PDU's header, and of its fixed fields with the header (PS3.8 9.3.2)
 _HEADER = 6
 _FIXED = 74
-# Items that contain items, and where those begin (PS3.8 9.3.2.2, 9.3.3.2 and 9.3.2.3)
-_NESTED = {0x20: 8, 0x21: 8, 0x50: 4}
+# The User Information item; what else has sub-items must have all of them (PS3.8 9.3.2.2)
+_USER_INFORMATION = 0x50
 
 
 def without_unknown(data: bytes) -> bytes:
@@ -30,8 +31,9 @@ def without_unknown(data: bytes) -> bytes:
     Returns
     -------
     bytes
-        The PDU without items and sub-items of unknown types and without the further bits of the protocol version. It
-        is returned as it is if there are none, or if an item ends beyond what contains it: the decoder judges that.
+        The PDU without items and user information sub-items of unknown types, and without the further bits of the
+        protocol version. It is returned as it is if there are none, or if an item ends beyond what contains it: the
+        decoder judges that.
     """
     if len(data) < _FIXED or data[0] not in _ASSOCIATE:
         return data
@@ -45,7 +47,7 @@ def without_unknown(data: bytes) -> bytes:
 
 
 def _known(items: bytes, within: bool = False) -> bytes:
-    """Return the items of known types, and of what they contain likewise.
+    """Return the items of known types, and of the user information likewise.
 
     Parameters
     ----------
@@ -74,10 +76,9 @@ def _known(items: bytes, within: bool = False) -> bytes:
         if end > len(items):
             raise ValueError("item longer than what contains it")
         if kind in PDU_ITEM_TYPES:
-            begin = end if within else at + _NESTED.get(kind, 4 + length)
-            if begin > end:
-                raise ValueError("item shorter than its fixed fields")
-            body = items[at + 4 : begin] + _known(items[begin:end], True)
+            body = items[at + 4 : end]
+            if kind == _USER_INFORMATION and not within:
+                body = _known(body, True)
             kept.append(items[at : at + 2] + struct.pack(">H", len(body)) + body)
         at = end
     return b"".join(kept)

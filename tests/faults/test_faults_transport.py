@@ -482,7 +482,6 @@ def test_connect_and_close(world: kit.World, first: bytes) -> None:
 
 
 @stock_hangs
-@pytest.mark.xfail(reason="slots are counted by pynetdicom's ACSE, from the first connection on")
 def test_half_open_peers_take_no_slots(world: kit.World) -> None:
     """Slots are for associations: silent connections must not use them up."""
     server = serve(world, maximum_associations=2, acse_timeout=2)
@@ -497,6 +496,54 @@ def test_half_open_peers_take_no_slots(world: kit.World) -> None:
     finally:
         for sock in silent:
             sock.close()
+    server.quiet()
+
+
+@stock_hangs
+def test_half_open_peers_make_no_room_in_vain(world: kit.World) -> None:
+    """With both slots taken a third peer is rejected, and a silent connection may stay."""
+    server = serve(world, maximum_associations=2)
+    with raw.dial(server.address) as one, raw.dial(server.address) as two:
+        one.associate()
+        two.associate()
+        with raw.dial(server.address) as silent, raw.dial(server.address) as three:
+            kit.until(lambda: len(server.associations) == 4)
+            three.send(raw.associate_rq())
+            assert three.expect(raw.ASSOCIATE_RJ)[1:4] == bytes((2, 3, 2))
+            three.close()
+            two.release()
+            kit.until(lambda: len(server.associations) == 2)
+            silent.associate()
+            silent.echo()
+        one.echo()
+    server.quiet()
+
+
+@stock_hangs
+def test_half_open_peers_are_bounded(world: kit.World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest silent connections are closed when there are too many; associations are not."""
+    from fastpdu import acse
+
+    monkeypatch.setattr(acse, "HALF_OPEN", 3)
+    opened = Opened()
+    server = serve(world, [(evt.EVT_CONN_OPEN, opened)], acse_timeout=20)
+    with raw.dial(server.address) as peer:
+        peer.associate()
+        silent = []
+        try:
+            for number in range(2, 8):
+                silent.append(raw.Peer(socket.create_connection(server.address)))
+                opened.wait(number)
+            kit.until(lambda: len(server.associations) == 4, what="three closed connections")
+            served = 0
+            for one in silent:
+                one.send(raw.associate_rq())
+                served += one.read() is not None
+            assert served == 3
+        finally:
+            for one in silent:
+                one.close()
+        peer.echo()
     server.quiet()
 
 

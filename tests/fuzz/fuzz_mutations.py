@@ -103,7 +103,19 @@ def damage_pdus(chance: Random, pdus: list[Pdu]) -> list[Pdu]:
     at = chance.randrange(len(pdus))
     one = pdus[at]
     kind = chance.choice(
-        ("pdv", "pdv", "pdv", "apart", "apart", "together", "length", "type", "lost", "twice", "swap")
+        (
+            "pdv",
+            "pdv",
+            "pdv",
+            "apart",
+            "apart",
+            "together",
+            "length",
+            "type",
+            "lost",
+            "twice",
+            "swap",
+        )
     )
     if kind == "pdv" and one.pdvs:
         which = chance.randrange(len(one.pdvs))
@@ -112,7 +124,13 @@ def damage_pdus(chance: Random, pdus: list[Pdu]) -> list[Pdu]:
     elif kind == "apart" and one.pdvs:
         new = [Pdu(one.kind, b"", [pdv]) for pdv in one.pdvs]
     elif kind == "together":
-        new = [Pdu(one.kind, one.body, one.pdvs + [pdv for two in pdus[at + 1 : at + 2] for pdv in two.pdvs])]
+        new = [
+            Pdu(
+                one.kind,
+                one.body,
+                one.pdvs + [pdv for two in pdus[at + 1 : at + 2] for pdv in two.pdvs],
+            )
+        ]
         return [*pdus[:at], *new, *pdus[at + 2 :]]
     elif kind == "length":
         new = [replace(one, length=near(chance, len(bytes(one)) - 6))]

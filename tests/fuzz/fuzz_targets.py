@@ -305,7 +305,9 @@ def sensible(chance: Random) -> dict[int, Any]:
         if tag in (2, 3, 0x1000, 0x1001, 0x600, 0x902, 0x1030):
             found[tag] = "1.2" * chance.choice((1, 2, 5, 21, 80, 85))
         elif tag in (0x901, 0x1005):
-            found[tag] = tuple(chance.randrange(2**32) for _ in range(chance.choice((1, 3, 250, 256))))
+            found[tag] = tuple(
+                chance.randrange(2**32) for _ in range(chance.choice((1, 3, 250, 256)))
+            )
         else:
             found[tag] = chance.randrange(2**16)
     return found

@@ -71,7 +71,10 @@ def test_mutations(name: str) -> None:
 
 @names
 def test_guided(name: str, tmp_path: Path) -> None:
-    """The same guided by the coverage of the pure engine, where atheris is installed (dependency group `fuzz`)."""
+    """The same guided by the coverage of the pure engine, where atheris is installed (dependency group `fuzz`).
+
+    Never under the sanitizers: their runtime takes libFuzzer's place, and then nothing guides it.
+    """
     need_both()
     pytest.importorskip("atheris")
     if "/" in SEED:
@@ -81,7 +84,13 @@ def test_guided(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(Path(__file__).with_name("guided.py")), name, f"-seed={seed}"]
     command += [f"-max_total_time={max(round(SHARE), 1)}"] if SECONDS else [f"-runs={GUIDED}"]
     command += ["-timeout=0", "-rss_limit_mb=0", f"-artifact_prefix={tmp_path}/"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    environment = dict(os.environ)
+    if environment.pop("FASTPDU_SANITIZED", None):
+        for variable in ("LD_PRELOAD", "PYTHONPATH", "PYTHONMALLOC"):
+            environment.pop(variable, None)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, errors="replace"
+    )
     found = [path.read_bytes().hex()[:4000] for path in tmp_path.iterdir()]
     _, exception, what = done.stderr.partition("Uncaught Python exception")
     why = what[:4000] if exception else done.stderr[-6000:]
