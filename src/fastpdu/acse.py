@@ -1,4 +1,4 @@
-"""The association limit: silent connections do not use up what associations are to have.
+"""Association control: room for associations, and an answer to every A-RELEASE request.
 
 pynetdicom counts every connection against `AE.maximum_associations` from its first moment on, until the ACSE timeout if
 its peer never asks for an association. Here those that have not asked yet make room, the oldest first, for one that has.
@@ -27,7 +27,28 @@ PATIENCE = 2.0
 
 
 class ACSE(stock.ACSE):
-    """pynetdicom's ACSE, which makes room before it counts."""
+    """pynetdicom's ACSE, which makes room before it counts.
+
+    Attributes
+    ----------
+    release_due : bool
+        Whether an A-RELEASE request has been taken from the queue and not been answered. pynetdicom's service classes
+        take it from there when it comes during an operation, stop, and leave it at that.
+    """
+
+    release_due = False
+
+    def is_release_requested(self) -> bool:
+        """Return ``True`` if an A-RELEASE request has been received, until it is answered."""
+        if super().is_release_requested():
+            self.release_due = True
+        return self.release_due
+
+    def send_release(self, is_response: bool = False) -> None:
+        """Send an A-RELEASE request or response; see pynetdicom."""
+        if is_response:
+            self.release_due = False
+        super().send_release(is_response)
 
     def _negotiate_as_acceptor(self) -> None:
         make_room(self.assoc.ae)

@@ -83,7 +83,8 @@ def test_guided(name: str, tmp_path: Path) -> None:
     seed = Random(f"{name} {SEED}").randrange(1, 2**31)
     command = [sys.executable, str(Path(__file__).with_name("guided.py")), name, f"-seed={seed}"]
     command += [f"-max_total_time={max(round(SHARE), 1)}"] if SECONDS else [f"-runs={GUIDED}"]
-    command += ["-timeout=0", "-rss_limit_mb=0", f"-artifact_prefix={tmp_path}/"]
+    # (a timeout of 0 is not "none" to atheris: it would end the first input during which its timer ticks)
+    command += ["-timeout=100", "-rss_limit_mb=0", f"-artifact_prefix={tmp_path}/"]
     environment = dict(os.environ)
     if environment.pop("FASTPDU_SANITIZED", None):
         for variable in ("LD_PRELOAD", "PYTHONPATH", "PYTHONMALLOC"):
