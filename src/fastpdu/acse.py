@@ -1,7 +1,7 @@
 """Association control: room for associations, and an answer to every A-RELEASE request.
 
 pynetdicom counts every connection against `AE.maximum_associations` from its first moment on, until the ACSE timeout if
-its peer never asks for an association. Here those that have not asked yet make room, the oldest first, for one that has.
+its peer never asks for an association. Here those that have not asked yet make room, oldest first, for one that has.
 """
 
 from __future__ import annotations

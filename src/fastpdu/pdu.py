@@ -1,8 +1,8 @@
 """A-ASSOCIATE PDUs without what their receiver has to ignore, as pynetdicom's decoder can take them.
 
-Unrecognised items and user information sub-items are to be ignored (PS3.8 9.3.1, PS3.7 D.3.3), and so are all bits of the
-protocol version but the first (PS3.8 9.3.2). pynetdicom's decoder raises on the former, its state machine rejects the
-latter.
+Unrecognised items and user information sub-items are to be ignored (PS3.8 9.3.1, PS3.7 D.3.3), and so are all bits of
+the protocol version but the first (PS3.8 9.3.2). pynetdicom's decoder raises on the former, its state machine
+rejects the latter.
 """
 
 from __future__ import annotations

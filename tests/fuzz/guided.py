@@ -16,10 +16,10 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "unit")]
 
 with atheris.instrument_imports(include=["fastpdu._pure"]):
-    import fastpdu._pure
+    import fastpdu._pure  # noqa: F401
 
-import fuzz_targets
-from fuzz_mutations import LONGEST
+import fuzz_targets  # noqa: E402
+from fuzz_mutations import LONGEST  # noqa: E402
 
 
 def main() -> None:
