@@ -585,7 +585,7 @@ def test_a_silent_peer_on_the_tls_port(world: kit.World) -> None:
 
 
 def test_sending_on_a_tls_socket_that_has_just_been_used(world: kit.World) -> None:
-    """The acceptor's thread may still be inside the call that sent the A-ASSOCIATE-AC (OpenSSL allows one at a time)."""
+    """The acceptor's thread may still be inside the call that sent the A-ASSOCIATE-AC; OpenSSL allows one."""
     import ssl
 
     authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
