@@ -2114,6 +2114,8 @@ cdef enum:
     V_UI = 4
     V_AE = 5
     V_TEXT = 6
+    LONGEST_TEXT = 256  # bytes of a text that is worth encoding here
+    LONGEST_VALUE = 1024  # bytes of any value: as many attribute tags
 
 # The command elements in use (PS3.7 E.1)
 cdef dict VALUE_KINDS = {
@@ -2183,20 +2185,24 @@ def encode_command(elements):
     CommandError
         If an element is unknown, or a value does not fit it.
     """
-    cdef unsigned char buffer[2048]
+    cdef unsigned char buffer[8192]  # twice what all elements need at their longest
     cdef size_t at = 12
     cdef size_t length
     cdef int element, kind
-    cdef object value
+    cdef object number_of, value
     cdef bytes text
+    cdef tuple tags
     cdef uint64_t number
-    for element in sorted(elements):
-        value = elements[element]
-        if value is None or element == 0:
+    for number_of in sorted(elements):
+        value = elements[number_of]
+        if value is None or number_of == 0:
             continue
-        kind = kinds[element] if 0 < element < 0x1032 else 0
-        if kind == 0:
-            raise CommandError(f"(0000,{element:04X}) is not a command element")
+        if not 0 < number_of < 0x1032 or kinds[<int>number_of] == 0:
+            raise CommandError(f"(0000,{number_of:04X}) is not a command element")
+        element = number_of
+        kind = kinds[element]
+        if at + 8 + LONGEST_VALUE > sizeof(buffer):
+            raise CommandError("the command set is too long")
         put16(buffer + at, 0)
         put16(buffer + at + 2, element)
         try:
@@ -2209,11 +2215,11 @@ def encode_command(elements):
                 if kind == V_UL:
                     put16(buffer + at + 10, number >> 16)
             elif kind == V_AT:
-                length = 4 * len(value)
-                if at + 8 + length > sizeof(buffer) - 256:
+                tags = tuple(value)
+                if len(tags) > LONGEST_VALUE // 4:
                     raise OverflowError
                 length = 0
-                for tag in value:
+                for tag in tags:
                     number = operator.index(tag)
                     if number > 0xFFFFFFFF:
                         raise OverflowError
@@ -2225,7 +2231,7 @@ def encode_command(elements):
                     raise TypeError("text is needed")
                 text = value.encode("ascii")
                 length = len(text)
-                if length > 256 or at + 8 + length > sizeof(buffer) - 256:
+                if length > LONGEST_TEXT:
                     raise OverflowError
                 memcpy(buffer + at + 8, PyBytes_AsString(text), length)
                 if length & 1:
@@ -2418,6 +2424,7 @@ def read_part10(head):
         return None
     if element_at(p, size, at, True, False, &e) < 0 or e.tag != 0x00020000 or e.length != 4:
         return None
+    last = e.tag
     at = e.value + 4
     end = at + get32(p + e.value)
     if end > size:

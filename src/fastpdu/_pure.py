@@ -1778,7 +1778,7 @@ class SocketConnection(Connection):
     def _read_into(self, read: _Read) -> None:
         if not (self._never_blocks or self._pending() or _poll([self._fileno()], [], 0)):
             raise _WouldBlock(writable=False)
-        with self._io, _tls_errors(writable=False):
+        with self._io, _TlsErrors(writable=False):
             read.counts.extend(map(self._sock.recv_into, (read.store,)))
 
     def _write(self, buffers: Sequence[memoryview], counts: list[int]) -> None:
@@ -1786,7 +1786,7 @@ class SocketConnection(Connection):
             raise _WouldBlock(writable=True)
         if self._stage is None:
             self._stage = memoryview(_joined(buffers, _STAGE_SIZE))
-        with self._io, _tls_errors(writable=True):
+        with self._io, _TlsErrors(writable=True):
             counts.extend(map(self._sock.send, (self._stage,)))
         self._stage = None
 
@@ -1833,29 +1833,37 @@ def connect(sock: Any) -> Connection:
     return SocketConnection(sock)
 
 
-@contextmanager
-def _tls_errors(writable: bool) -> Iterator[None]:
-    """Turn what non-blocking sockets raise into `_WouldBlock` and `ConnectionError`.
+class _TlsErrors:
+    """A context that turns what non-blocking sockets raise into `_WouldBlock` and `ConnectionError`.
+
+    Not a generator: on CPython 3.12 one that answers an exception with another keeps the frames of both for ever, and
+    with them the buffers of the call.
 
     Parameters
     ----------
     writable : bool
         Whether the operation is a write.
     """
-    try:
-        yield
-    except BlockingIOError:
-        raise _WouldBlock(writable) from None
-    except OSError as error:
-        if ssl is None:
-            raise
+
+    __slots__ = ("_writable",)
+
+    def __init__(self, writable: bool) -> None:
+        self._writable = writable
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, BlockingIOError):
+            raise _WouldBlock(self._writable) from None
+        if ssl is None or not isinstance(error, OSError):
+            return
         if isinstance(error, ssl.SSLWantReadError):
             raise _WouldBlock(writable=False) from None
         if isinstance(error, ssl.SSLWantWriteError):
             raise _WouldBlock(writable=True) from None
         if isinstance(error, ssl.SSLZeroReturnError | ssl.SSLEOFError):
             raise ConnectionAbortedError(errno.ECONNABORTED, "the TLS connection ended") from error
-        raise
 
 
 def _set_option(sock: Any, name: str, value: int) -> None:
@@ -2243,9 +2251,10 @@ def _encode_value(vr: str, value: Any) -> bytes:
     if vr == "US":
         return struct.pack("<H", value)
     if vr == "AT":
-        if len(value) > _MAX_TAGS:
+        tags = tuple(value)
+        if len(tags) > _MAX_TAGS:
             raise ValueError("too many attribute tags")
-        return b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in value)
+        return b"".join(struct.pack("<HH", tag >> 16, tag & 0xFFFF) for tag in tags)
     if not isinstance(value, str):
         raise TypeError("not a text")
     text = value.encode("ascii")

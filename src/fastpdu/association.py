@@ -13,6 +13,7 @@ from pynetdicom import association as stock
 from pynetdicom._globals import DEFAULT_MAX_LENGTH
 
 from fastpdu import dsutils, service_class, stats, transport
+from fastpdu.acse import ACSE, limit_half_open
 from fastpdu.dimse import DIMSEServiceProvider
 from fastpdu.dimse_messages import BufferList, Encoded, encode_store_request, store_request
 from fastpdu.dul import BOUND, DULServiceProvider
@@ -130,6 +131,8 @@ class AssociationMixin(stock.Association):
         if self.is_acceptor:
             self._announce_max_pdu(self.acceptor)
         super().start()
+        if self.is_acceptor:
+            limit_half_open(self.ae)
 
     def _announce_max_pdu(self, local: stock.ServiceUser) -> None:
         """Announce the maximum length of the options (PS3.8 D.1), unless pynetdicom was told one."""
@@ -271,6 +274,7 @@ class AssociationMixin(stock.Association):
         """Do what pynetdicom's reactor does about the end of the association, and say whether it has come."""
         if (
             not self.dul.to_user_queue.queue
+            and not getattr(self.acse, "release_due", False)
             and self.dul.is_alive()
             and not self.dul.idle_timer_expired()
             and _ACSE_QUESTIONS.isdisjoint(self.acse.__dict__)
@@ -464,6 +468,7 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
         dul.event_queue.put(old.event_queue.get())
     fast.dul = dul
     fast.dimse = DIMSEServiceProvider(fast)
+    fast.acse = ACSE(fast)
     fast._reactor_checkpoint = _Checkpoint(fast)
     fast._reactor_checkpoint.set()
     _tune(fast)

@@ -28,6 +28,7 @@ from pynetdicom.pdu import A_ABORT_RQ
 from fastpdu import engine
 from fastpdu.direct import DirectMode
 from fastpdu.notifying import NotifyingQueue, NotifyingTimer
+from fastpdu.pdu import without_unknown
 from fastpdu.transport import ROADS, connection_for, tunable
 from fastpdu.watching import PduWatch
 
@@ -674,6 +675,19 @@ class DULServiceProvider(stock.DULServiceProvider):
             self.event_queue.put("Evt19")
             return
         self._recv_pdu.put(pdu)
+
+    def _decode_pdu(self, bytestream: bytearray) -> tuple[_PDUType, str]:
+        """Decode a received PDU; see pynetdicom. What is to be ignored in an A-ASSOCIATE PDU is."""
+        data = bytes(bytestream)
+        known = without_unknown(data)
+        if known == data:
+            return super()._decode_pdu(bytestream)
+        evt.trigger(self._assoc, evt.EVT_DATA_RECV, {"data": data})
+        pdu_class, event = stock._PDU_TYPES[data[:1]]
+        pdu = pdu_class()
+        pdu.decode(known)
+        evt.trigger(self._assoc, evt.EVT_PDU_RECV, {"pdu": pdu})
+        return pdu, event
 
     def _send(self, pdu: _PDUType) -> None:
         """Encode and send a PDU; see pynetdicom."""

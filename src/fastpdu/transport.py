@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections import Counter
 from socketserver import TCPServer, ThreadingMixIn
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pynetdicom import transport as stock
 
@@ -105,6 +105,28 @@ def tunable(sock: object) -> bool:
     return isinstance(sock, socket.socket) and sock.fileno() >= 0
 
 
+class _SerialSSLSocket(ssl.SSLSocket):
+    """A non-blocking TLS socket that is used by one thread at a time.
+
+    OpenSSL wants that, and CPython sees to it from 3.13 on. The engine has a lock of its own, but an application may
+    send on the association's socket while the engine's thread is inside the very call that has woken it.
+    """
+
+    _io: threading.Lock
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        with self._io:
+            return super().send(data, flags)
+
+    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
+        with self._io:
+            return super().recv_into(buffer, nbytes, flags)
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        with self._io:
+            return super().recv(buflen, flags)
+
+
 def connection_for(sock: socket.socket, options: TransportOptions) -> engine.Connection:
     """Return the engine's connection over a connected socket.
 
@@ -120,6 +142,9 @@ def connection_for(sock: socket.socket, options: TransportOptions) -> engine.Con
     engine.Connection
         The connection.
     """
+    if type(sock) is ssl.SSLSocket:
+        sock.__class__ = _SerialSSLSocket
+        cast(_SerialSSLSocket, sock)._io = threading.Lock()
     connection = engine.connect(sock)
     connection.quickack = options.quickack is not False
     connection.cork = options.cork

@@ -1,0 +1,122 @@
+"""Association control: room for associations, and an answer to every A-RELEASE request.
+
+pynetdicom counts every connection against `AE.maximum_associations` from its first moment on, until the ACSE timeout if
+its peer never asks for an association. Here those that have not asked yet make room, oldest first, for one that has.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, cast
+
+from pynetdicom import acse as stock
+
+from fastpdu.dul import DULServiceProvider
+
+if TYPE_CHECKING:
+    from pynetdicom.ae import ApplicationEntity
+    from pynetdicom.association import Association
+
+LOGGER = logging.getLogger("fastpdu.acse")
+
+# Connections of one AE that may wait for their A-ASSOCIATE-RQ at the same time; each has two threads
+HALF_OPEN = 128
+# Seconds to wait for the end of those that make room
+PATIENCE = 2.0
+
+
+class ACSE(stock.ACSE):
+    """pynetdicom's ACSE, which makes room before it counts.
+
+    Attributes
+    ----------
+    release_due : bool
+        Whether an A-RELEASE request has been taken from the queue and not been answered. pynetdicom's service classes
+        take it from there when it comes during an operation, stop, and leave it at that.
+    """
+
+    release_due = False
+
+    def is_release_requested(self) -> bool:
+        """Return ``True`` if an A-RELEASE request has been received, until it is answered."""
+        if super().is_release_requested():
+            self.release_due = True
+        return self.release_due
+
+    def send_release(self, is_response: bool = False) -> None:
+        """Send an A-RELEASE request or response; see pynetdicom."""
+        if is_response:
+            self.release_due = False
+        super().send_release(is_response)
+
+    def _negotiate_as_acceptor(self) -> None:
+        make_room(self.assoc.ae)
+        try:
+            super()._negotiate_as_acceptor()
+        except Exception as error:
+            # pynetdicom's thread would end here, and leave the peer without an answer
+            LOGGER.error("The A-ASSOCIATE-RQ cannot be negotiated, aborting association")
+            LOGGER.exception(error)
+            self.assoc.abort()
+
+
+def make_room(ae: ApplicationEntity) -> None:
+    """Close as many connections without an A-ASSOCIATE-RQ as are too many for `AE.maximum_associations`.
+
+    None is closed if that does not help: the associations themselves are too many.
+
+    Parameters
+    ----------
+    ae : pynetdicom.ae.ApplicationEntity
+        The acceptors' application entity.
+    """
+    acceptors, waiting = _acceptors(ae)
+    excess = len(acceptors) - ae.maximum_associations
+    if 0 < excess <= len(waiting):
+        _close(waiting[:excess], "an association needs its place", time.monotonic() + PATIENCE)
+
+
+def limit_half_open(ae: ApplicationEntity) -> None:
+    """Close the oldest connections without an A-ASSOCIATE-RQ if there are more than `HALF_OPEN`.
+
+    Parameters
+    ----------
+    ae : pynetdicom.ae.ApplicationEntity
+        The acceptors' application entity.
+    """
+    _, waiting = _acceptors(ae)
+    if len(waiting) > HALF_OPEN:
+        _close(waiting[:-HALF_OPEN], "too many connections like it", time.monotonic())
+
+
+def _acceptors(ae: ApplicationEntity) -> tuple[list[Association], list[Association]]:
+    """Return the acceptors of an AE, and those of them that have no A-ASSOCIATE-RQ, in the order of their start."""
+    acceptors = [one for one in ae.active_associations if one.is_acceptor]
+    return acceptors, [one for one in acceptors if _is_half_open(one)]
+
+
+def _is_half_open(assoc: Association) -> bool:
+    """Whether a connection waits for its A-ASSOCIATE-RQ, or has just ended without one."""
+    return isinstance(assoc.dul, DULServiceProvider) and (
+        assoc.requestor.primitive is None
+        and assoc.dul.state_machine.current_state in ("Sta1", "Sta2")
+    )
+
+
+def _close(associations: list[Association], why: str, deadline: float) -> None:
+    """Let ARTIM expire now (PS3.8 9.2.3, AA-2), and wait for the end of the associations until `deadline`."""
+    patience = [one.dul.artim_timer.timeout for one in associations]
+    for one in associations:
+        if not cast(DULServiceProvider, one.dul).is_over:
+            LOGGER.warning(
+                "Closing the connection from %s, which has not requested an association: %s",
+                one.requestor.address,
+                why,
+            )
+        one.dul.artim_timer.timeout = -1
+    for one, timeout in zip(associations, patience, strict=True):
+        one.join(max(deadline - time.monotonic(), 0))
+        if not _is_half_open(one):
+            # Its A-ASSOCIATE-RQ came at the last moment
+            one.dul.artim_timer.timeout = timeout
