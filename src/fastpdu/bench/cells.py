@@ -335,7 +335,9 @@ class Cell:
             try:
                 begun = time.perf_counter()
                 status = None
-                for status, _ in association.send_c_move(identifier, query.destination, _MOVE[0][0]):
+                for status, _ in association.send_c_move(
+                    identifier, query.destination, _MOVE[0][0]
+                ):
                     if not status:
                         break
                 seconds = time.perf_counter() - begun

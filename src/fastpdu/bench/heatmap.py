@@ -52,6 +52,8 @@ class HeatMap:
         What the colour means.
     cell : (float, float)
         Inches of one cell, across and down.
+    more_is_better : bool
+        Dark is bad: where the figure is low, or where it is high.
     """
 
     name: str
@@ -64,6 +66,7 @@ class HeatMap:
     column_title: str
     scale: str
     cell: tuple[float, float] = (0.55, 0.36)
+    more_is_better: bool = False
 
     def draw(self, path: Path, footer: str = "") -> None:
         """Draw the chart into a PNG file.
@@ -90,7 +93,8 @@ class HeatMap:
         figure = Figure(figsize=(max(width, 7.0), height), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(down, self.across, squeeze=False, sharex=True, sharey=True)
-        palette = colormaps["YlOrRd"].with_extremes(bad="#e8e8e8")
+        name = "YlOrRd_r" if self.more_is_better else "YlOrRd"
+        palette = colormaps[name].with_extremes(bad="#e8e8e8")
         image: Any = None
         for index, axes in enumerate(grid.flat):
             if index >= len(self.panels):
@@ -108,7 +112,8 @@ class HeatMap:
             for row, line in enumerate(panel.texts or ()):
                 for column, text in enumerate(line):
                     value = panel.values[row][column]
-                    dark = value is not None and norm(value) > 0.6
+                    shade = 0.0 if value is None else float(norm(value))
+                    dark = (1 - shade if self.more_is_better else shade) > 0.6
                     axes.text(
                         column,
                         row,

@@ -89,9 +89,7 @@ class Receiver:
         Compare SHA-256 digests: not for timing. Otherwise length and a byte of each page.
     """
 
-    def __init__(
-        self, instances: Sequence[Instance], *, fast: bool, digest: bool = False
-    ) -> None:
+    def __init__(self, instances: Sequence[Instance], *, fast: bool, digest: bool = False) -> None:
         self._instances = {item.sop_instance: item for item in instances}
         self._fast = fast
         self._digest = digest
@@ -120,13 +118,15 @@ class Receiver:
         self._left = time.perf_counter()
         return 0x0000
 
-    def check(self, expected: dict[str, verify.Sample]) -> None:
+    def check(self, expected: dict[str, verify.Sample], count: int | None = None) -> None:
         """Compare what arrived with what was sent.
 
         Parameters
         ----------
         expected : dict
             The sample of each data set, by SOP instance UID; see `verify.touch`.
+        count : int, optional
+            How many were sent; by default all.
 
         Raises
         ------
@@ -135,8 +135,9 @@ class Receiver:
         """
         if self._failures:
             raise BenchError(f"{len(self._failures)} errors, the first: {self._failures[0]}")
-        if len(self._received) != len(self._instances):
-            raise BenchError(f"{len(self._received)} of {len(self._instances)} images arrived")
+        wanted = len(self._instances) if count is None else count
+        if len(self._received) != wanted:
+            raise BenchError(f"{len(self._received)} of {wanted} images arrived")
         for name, sample in self._received.items():
             if expected.get(name) != sample:
                 raise BenchError(f"{name} arrived changed ({sample[0]} bytes)")
