@@ -82,14 +82,14 @@ class HeatMap:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.colors import LogNorm
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         down = math.ceil(len(self.panels) / self.across)
         known = [v for p in self.panels for line in p.values for v in line if v is not None]
         low, high = (min(known), max(known)) if known else (1.0, 10.0)
         norm = LogNorm(low, max(high, low * 1.01))
         width = 2.2 + self.across * (0.35 + self.cell[0] * len(self.columns))
-        height = 1.5 + down * (0.55 + self.cell[1] * len(self.rows))
+        height = 1.7 + down * (0.6 + self.cell[1] * len(self.rows))
         figure = Figure(figsize=(max(width, 7.0), height), dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(down, self.across, squeeze=False, sharex=True, sharey=True)
@@ -130,6 +130,8 @@ class HeatMap:
         figure.suptitle(self.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         bar = figure.colorbar(image, ax=grid, shrink=0.8, aspect=30)
         bar.set_label(self.scale, fontsize=9)
+        bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         bar.ax.tick_params(labelsize=8)
         figure.savefig(path)

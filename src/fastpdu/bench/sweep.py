@@ -179,7 +179,7 @@ def buffer_map(
                 panels.append(
                     Panel(
                         f"NODELAY {'on' if nodelay else 'off'}, "
-                        f"QUICKACK {'on' if quickack else 'off'}, PDU {name_of(pdu)}",
+                        f"QUICKACK {'on' if quickack else 'off'}\nPDU {name_of(pdu)}",
                         rates,
                         [[_rate(rate) for rate in line] for line in rates],
                     )
@@ -293,7 +293,7 @@ def segment_map(points: dict[tuple[str, int | None], Point], title: str) -> Heat
         title=title,
         panels=[
             Panel(
-                "seconds per 1000 images; in brackets: waits over 30 ms per 1000 images",
+                "",
                 cells(lambda point: point.per_image * 1000),  # type: ignore[arg-type]
                 cells(_text),  # type: ignore[arg-type]
             )
