@@ -37,7 +37,7 @@ class HeatMap:
     Attributes
     ----------
     name : str
-        For the file's name.
+        Of the file, without the date.
     title : str
         Above the chart.
     panels : sequence of Panel

@@ -367,7 +367,7 @@ class Report:
         print(file=stream)
 
     def save(self, directory: Path) -> list[Path]:
-        """Write `name-date.json` and, if there are charts, `name-date.png` and `name-map-date.png`.
+        """Write `name-date.json` and, if there are charts, `name-date.png` and `heatmap-date.png`.
 
         Parameters
         ----------
@@ -391,7 +391,7 @@ class Report:
         if self.heatmaps:
             require_matplotlib()
         for heatmap in self.heatmaps:
-            written.append(directory / f"{self.name}-{heatmap.name}-{self.date:%Y-%m-%d}.png")
+            written.append(directory / f"{heatmap.name}-{self.date:%Y-%m-%d}.png")
             heatmap.draw(written[-1], self.machine())
         return written
 

@@ -495,7 +495,7 @@ def _matrix(part: str, rows: dict[str, Row], base: Row) -> HeatMap:
         "move": ("C-MOVE's destination", "archive"),
     }
     return HeatMap(
-        name=part,
+        name=f"stall-{part}",
         title=f"Seconds per 1000 CT, and waits over 30 ms (raw-socket floor {_per_1000(base):.2f} s)",
         panels=[
             Panel(

@@ -185,7 +185,7 @@ def buffer_map(
                     )
                 )
     return HeatMap(
-        name="buffers",
+        name="stall-buffers",
         title=title,
         panels=panels,
         across=len(pdus),
@@ -289,7 +289,7 @@ def segment_map(points: dict[tuple[str, int | None], Point], title: str) -> Heat
         return [[value(points[name, size]) for size in sizes] for name in scenarios]
 
     return HeatMap(
-        name="segments",
+        name="stall-segments",
         title=title,
         panels=[
             Panel(
