@@ -210,12 +210,15 @@ def test_point() -> None:
     assert sweep._text(point) == "25 (100)"
 
 
-def test_point_between_our_ends(series: Series) -> None:
-    options = fastpdu.TransportOptions(nodelay=False, send_buffer=16384, receive_buffer=65536)
-    point = sweep.between_our_ends(series.instances, options, 16382, _samples(series), 10.0)
-    assert point.images == len(series) - 1
-    assert point.seconds > 0
-    one = sweep.between_our_ends(series.instances[:1], options, 0, _samples(series), 10.0)
+def test_points_between_our_ends(series: Series) -> None:
+    options = [
+        fastpdu.TransportOptions(nodelay=False, send_buffer=size, receive_buffer=65536)
+        for size in (16384, None)
+    ]
+    points = sweep.between_our_ends(series.instances, options, 16382, _samples(series), 10.0)
+    assert [point.images for point in points] == [len(series) - 1] * 2
+    assert all(point.seconds > 0 for point in points)
+    (one,) = sweep.between_our_ends(series.instances[:1], options[:1], 0, _samples(series), 10.0)
     assert one.images == 1
 
 

@@ -290,13 +290,25 @@ class _Measurement:
         rows = []
         for nodelay, quickack, pdu in itertools.product((True, False), (True, False), plan.pdus):
             self.bar.phase(f"buffers: NODELAY {nodelay}, QUICKACK {quickack}, PDU {pdu}")
-            for send, receive in itertools.product(plan.sizes, plan.sizes):
-                options = fastpdu.TransportOptions(
+            settings = [
+                fastpdu.TransportOptions(
                     nodelay=nodelay, quickack=quickack, send_buffer=send, receive_buffer=receive
                 )
-                point = sweep.between_our_ends(
-                    series.instances, options, pdu, self.expected(series), plan.point_budget
+                for receive in plan.sizes
+                for send in plan.sizes
+            ]
+            measured: list[sweep.Point] = []
+            for number in range(0, len(settings), len(plan.sizes)):
+                measured += sweep.between_our_ends(
+                    series.instances,
+                    settings[number : number + len(plan.sizes)],
+                    pdu,
+                    self.expected(series),
+                    plan.point_budget,
                 )
+                self.bar.advance(_POINT * len(plan.sizes))
+            for point, setting in zip(measured, settings, strict=True):
+                send, receive = setting.send_buffer, setting.receive_buffer
                 points[nodelay, quickack, pdu, send, receive] = point
                 name = sweep.name_of
                 rows.append(
@@ -313,7 +325,6 @@ class _Measurement:
                         quickack=quickack,
                     )
                 )
-                self.bar.advance(_POINT)
         size = self.series.bytes / len(self.series)
         chart = sweep.buffer_map(
             points,
