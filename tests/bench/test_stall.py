@@ -52,6 +52,16 @@ def test_only_what_takes_more_than_the_limit_has_waited() -> None:
     assert waits.count([0.001, waits.LIMIT, 0.0301, 0.2]) == 2
     assert Outcome(1.0).waits is None
     assert Outcome(1.0, [0.04, 0.001]).waits == 1
+    assert Outcome(1.0, [0.04, 0.001], stalls=3).waits == 3
+
+
+def test_telemetry_counts_where_there_is_some() -> None:
+    stock: Any = SimpleNamespace()
+    fast: Any = SimpleNamespace(
+        transport_stats=lambda: SimpleNamespace(send_stalls=2, peer_stalls=3)
+    )
+    assert waits.stalls(stock) is None
+    assert waits.stalls(fast) == 5
 
 
 def test_waits_are_scaled_and_the_median_of_the_runs() -> None:

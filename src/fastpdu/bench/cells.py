@@ -140,14 +140,19 @@ class Outcome:
         For all images.
     durations : list of float or None
         Seconds of each exchange as the end in this process saw it; None: neither end is.
+    stalls : int or None
+        What the transport of our sender has counted; see `waits.stalls`.
     """
 
     seconds: float
     durations: list[float] | None = None
+    stalls: int | None = None
 
     @property
     def waits(self) -> int | None:
-        """The exchanges that have waited; see `waits.count`."""
+        """The waits, by telemetry where there is any, else the exchanges that have waited."""
+        if self.stalls is not None:
+            return self.stalls
         return None if self.durations is None else waits.count(self.durations)
 
 
@@ -264,11 +269,12 @@ class Cell:
                 begun = time.perf_counter()
                 durations = waits.send(association, instances)
                 seconds = time.perf_counter() - begun
+                stalls = waits.stalls(association)
             except BaseException:
                 association.abort()
                 raise
             association.release()
-        return Outcome(seconds, durations)
+        return Outcome(seconds, durations, stalls)
 
     def _move_to_movescu(self, instances: Sequence[Instance]) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="fastpdu-received-") as scratch:

@@ -15,7 +15,7 @@ from fastpdu.bench import pair, verify
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance
 
-__all__ = ["LIMIT", "Receiver", "count", "send"]
+__all__ = ["LIMIT", "Receiver", "count", "send", "stalls"]
 
 #: Seconds. What takes longer was waiting for a timer.
 LIMIT = 0.030
@@ -35,6 +35,26 @@ def count(durations: Iterable[float]) -> int:
         Those over `LIMIT`. One exchange may hold several waits: it counts once.
     """
     return sum(1 for duration in durations if duration > LIMIT)
+
+
+def stalls(association: Association) -> int | None:
+    """Return how often a sender has waited, by its own telemetry.
+
+    Parameters
+    ----------
+    association : Association
+        The requestor's.
+
+    Returns
+    -------
+    int or None
+        None: this transport does not count (stock pynetdicom).
+    """
+    telemetry = getattr(association, "transport_stats", None)
+    if telemetry is None:
+        return None
+    stats = telemetry()
+    return int(stats.send_stalls) + int(stats.peer_stalls)
 
 
 def send(
