@@ -570,7 +570,7 @@ def _fill(
     report.notes[:0] = [
         "All bytes arrived intact, in every run. Programs of others: their start and the opening of "
         "the association\nare in the time of storescu and movescu; they and the archives write files.",
-        "Waits: images that took more than 30 ms, as the end in this process saw them; -: neither is.",
+        "Waits: of more than 30 ms, as the end in this process saw them; -: neither is in this process.",
     ]
 
 
