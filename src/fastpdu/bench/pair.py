@@ -25,13 +25,15 @@ Contexts = Sequence[tuple[str, str]]
 
 
 @contextlib.contextmanager
-def transport(name: str) -> Iterator[None]:
+def transport(name: str, options: fastpdu.TransportOptions | None = None) -> Iterator[None]:
     """Choose the transport of the AEs that are made in the `with` block.
 
     Parameters
     ----------
     name : str
-        "fastpdu" (with the options of the FASTPDU_* environment variables) or "stock".
+        "fastpdu" or "stock".
+    options : TransportOptions, optional
+        The options of fastpdu; by default those of the FASTPDU_* environment variables.
     """
     if name == "stock":
         if fastpdu.is_installed():
@@ -41,7 +43,7 @@ def transport(name: str) -> Iterator[None]:
             )
         yield
     else:
-        with fastpdu.installed(fastpdu.TransportOptions.from_environment()):
+        with fastpdu.installed(options or fastpdu.TransportOptions.from_environment()):
             yield
 
 
@@ -101,6 +103,7 @@ def associate(
     *,
     pdu: int = DEFAULT_PDU,
     title: str = "BENCH-SCU",
+    called: str = "ANY-SCP",
     fast: bool | None = None,
 ) -> Association:
     """Open an association to an SCP of `scp`.
@@ -115,6 +118,8 @@ def associate(
         The maximum PDU length that is announced.
     title : str
         The calling AE title.
+    called : str
+        The called AE title.
     fast : bool, optional
         Make sure that the association uses the fast transport, or that it does not.
 
@@ -131,7 +136,7 @@ def associate(
         entity.add_requested_context(sop_class, syntax)
     if not contexts:
         entity.add_requested_context(Verification)
-    association = entity.associate("127.0.0.1", port, max_pdu=pdu)
+    association = entity.associate("127.0.0.1", port, ae_title=called, max_pdu=pdu)
     if not association.is_established:
         raise BenchError("the SCP did not accept the association")
     accepted = {

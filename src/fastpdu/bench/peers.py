@@ -1,4 +1,4 @@
-"""DCMTK's storescu and storescp, where they are installed.
+"""DCMTK's programs and Orthanc, where they are installed.
 
 Ports are chosen by the kernel, a server counts as started when it accepts a connection, and what
 was started here is stopped here, whatever happens.
@@ -7,6 +7,7 @@ was started here is stopped here, whatever happens.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -14,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,43 +29,112 @@ from fastpdu.bench import verify
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance, read_series
 
-__all__ = ["Dcmtk", "contents", "find_dcmtk", "linked", "storescp", "storescu", "verify_received"]
+__all__ = [
+    "Dcmtk",
+    "Orthanc",
+    "Query",
+    "contents",
+    "dcmqrscp",
+    "find_dcmtk",
+    "find_orthanc",
+    "linked",
+    "movescu",
+    "orthanc",
+    "storescp",
+    "storescu",
+    "verify_received",
+]
 
 #: What storescu proposes and storescp accepts without further options.
 TRANSFER_SYNTAXES = frozenset({ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian})
 DEFAULT_PDU = 16384
 NODELAY = {"TCP_NODELAY": "1"}
+#: The AE title of DCMTK's archive.
+ARCHIVE = "ARCHIVE"
 
 
 @dataclass(frozen=True)
 class Dcmtk:
-    """The installed tools."""
+    """The installed tools; those of the archive may be missing (empty)."""
 
     storescu: str
     storescp: str
     version: str
+    dcmqrscp: str = ""
+    dcmqridx: str = ""
+    movescu: str = ""
+
+
+@dataclass(frozen=True)
+class Orthanc:
+    """The installed server."""
+
+    program: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a C-MOVE asks for: a study, to be sent to an AE title."""
+
+    study: str
+    destination: str = "BENCHDEST"
+
+
+def _candidates(name: str) -> Iterator[str]:
+    """Give every program of this name, those on the PATH first."""
+    places = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    # A server's program lies where only root's PATH leads.
+    for place in [*places, "/usr/sbin", "/usr/local/sbin"]:
+        found = shutil.which(name, path=place) if place else None
+        if found is not None:
+            yield found
+
+
+def _asked(program: str) -> str:
+    """Return the first line that a program says about its version."""
+    try:
+        asked = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return (asked.stdout.splitlines() or [""])[0]
+
+
+def _of_dcmtk(name: str) -> tuple[str, str] | None:
+    """Return path and version of one of DCMTK's programs.
+
+    dcm4che and pynetdicom have programs of the same names, so they are asked who they are.
+    """
+    for program in _candidates(name):
+        first = _asked(program)
+        # $dcmtk: storescp v3.6.7 2022-04-22 $
+        if "dcmtk" in first:
+            return program, first.strip("$ ").removeprefix(f"dcmtk: {name} ").strip()
+    return None
 
 
 def find_dcmtk() -> Dcmtk | None:
-    """Return the tools of DCMTK, or None if they are not installed.
-
-    dcm4che has programs of the same names, so they are asked who they are.
-    """
-    found = {name: shutil.which(name) for name in ("storescu", "storescp")}
-    scu, scp = found["storescu"], found["storescp"]
+    """Return the tools of DCMTK, or None if they are not installed."""
+    scu, scp = _of_dcmtk("storescu"), _of_dcmtk("storescp")
     if scu is None or scp is None:
         return None
-    try:
-        asked = subprocess.run(
-            [scp, "--version"], capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    first = (asked.stdout.splitlines() or [""])[0]
-    # $dcmtk: storescp v3.6.7 2022-04-22 $
-    if "dcmtk" not in first:
-        return None
-    return Dcmtk(scu, scp, first.strip("$ ").removeprefix("dcmtk: storescp ").strip())
+    archive = {}
+    for name in ("dcmqrscp", "dcmqridx", "movescu"):
+        found = _of_dcmtk(name)
+        archive[name] = found[0] if found else ""
+    return Dcmtk(scu[0], scp[0], scp[1], **archive)
+
+
+def find_orthanc() -> Orthanc | None:
+    """Return Orthanc, or None if it is not installed."""
+    for program in _candidates("Orthanc"):
+        # /usr/sbin/Orthanc 1.10.1
+        name, _, version = _asked(program).partition(" ")
+        if Path(name).name == "Orthanc":
+            return Orthanc(program, version.strip())
+    return None
 
 
 def free_port() -> int:
@@ -125,6 +195,34 @@ def _tail(log: Path) -> str:
 
 
 @contextlib.contextmanager
+def _server(
+    name: str,
+    command: Callable[[int], Sequence[str]],
+    environment: Mapping[str, str] | None,
+    patience: float,
+) -> Iterator[int]:
+    """Run a server on a free port, for which `command` makes its command line; give the port."""
+    with tempfile.TemporaryDirectory(prefix=f"fastpdu-{name}-") as scratch:
+        log = Path(scratch, "log")
+        for _ in range(5):
+            port = free_port()
+            process = _start(command(port), environment or {}, log)
+            try:
+                deadline = time.monotonic() + patience
+                while process.poll() is None and not _listens(port):
+                    if time.monotonic() > deadline:
+                        raise BenchError(f"{name} did not start: {_tail(log)}")
+                    time.sleep(0.02)
+                # Somebody else may have taken the port in the meantime: try another one.
+                if process.poll() is None:
+                    yield port
+                    return
+            finally:
+                stop(process)
+        raise BenchError(f"{name} did not start: {_tail(log)}")
+
+
+@contextlib.contextmanager
 def storescp(
     tools: Dcmtk,
     directory: Path,
@@ -153,25 +251,123 @@ def storescp(
     int
         The port.
     """
-    with tempfile.TemporaryDirectory(prefix="fastpdu-storescp-") as scratch:
-        log = Path(scratch, "log")
-        for _ in range(5):
-            port = free_port()
-            command = [tools.storescp, *_pdu_option(pdu), "-od", str(directory), str(port)]
-            process = _start(command, environment or {}, log)
-            try:
-                deadline = time.monotonic() + patience
-                while process.poll() is None and not _listens(port):
-                    if time.monotonic() > deadline:
-                        raise BenchError(f"storescp did not start: {_tail(log)}")
-                    time.sleep(0.02)
-                # Somebody else may have taken the port in the meantime: try another one.
-                if process.poll() is None:
-                    yield port
-                    return
-            finally:
-                stop(process)
-        raise BenchError(f"storescp did not start: {_tail(log)}")
+
+    def command(port: int) -> list[str]:
+        return [tools.storescp, *_pdu_option(pdu), "-od", str(directory), str(port)]
+
+    with _server("storescp", command, environment, patience) as port:
+        yield port
+
+
+@contextlib.contextmanager
+def orthanc(
+    server: Orthanc,
+    directory: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    patience: float = 30.0,
+) -> Iterator[int]:
+    """Run Orthanc on a free port, without its HTTP server and plugins, otherwise as it comes.
+
+    Parameters
+    ----------
+    server : Orthanc
+        What is installed.
+    directory : Path
+        Where it puts what it receives.
+    environment : mapping, optional
+        Variables to set.
+    patience : float
+        Seconds that it may take to start.
+
+    Yields
+    ------
+    int
+        The port.
+    """
+    with tempfile.TemporaryDirectory(prefix="fastpdu-index-") as index:
+
+        def command(port: int) -> list[str]:
+            configuration = Path(index, "orthanc.json")
+            settings = {
+                "StorageDirectory": str(directory),
+                "IndexDirectory": index,
+                "Plugins": [],
+                "HttpServerEnabled": False,
+                "DicomPort": port,
+                "DicomCheckCalledAet": False,
+                "DicomAlwaysAllowStore": True,
+            }
+            configuration.write_text(json.dumps(settings), encoding="utf-8")
+            return [server.program, str(configuration)]
+
+        with _server("orthanc", command, environment, patience) as port:
+            yield port
+
+
+@contextlib.contextmanager
+def dcmqrscp(
+    tools: Dcmtk,
+    directory: Path,
+    *,
+    instances: Sequence[Instance] = (),
+    destination: tuple[str, int] | None = None,
+    environment: Mapping[str, str] | None = None,
+    pdu: int = DEFAULT_PDU,
+    patience: float = 15.0,
+) -> Iterator[int]:
+    """Run DCMTK's archive on a free port.
+
+    Parameters
+    ----------
+    tools : Dcmtk
+        What is installed.
+    directory : Path
+        Its storage area.
+    instances : sequence of Instance
+        Files that it has from the start; they stay where they are.
+    destination : (AE title, port), optional
+        Whom it may send to on this host.
+    environment : mapping, optional
+        Variables to set.
+    pdu : int
+        The maximum PDU length that it announces.
+    patience : float
+        Seconds that it may take to start.
+
+    Yields
+    ------
+    int
+        The port.
+    """
+    for first in range(0, len(instances), 200):
+        paths = [os.path.abspath(item.path) for item in instances[first : first + 200]]
+        indexed = subprocess.run(
+            [tools.dcmqridx, str(directory), *paths],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if indexed.returncode != 0:
+            raise BenchError(f"dcmqridx failed: {indexed.stderr.strip() or 'no message'}")
+    title, where = destination or ("NOBODY", 1)
+    with tempfile.TemporaryDirectory(prefix="fastpdu-archive-") as scratch:
+        configuration = Path(scratch, "dcmqrscp.cfg")
+        length = min(131072, max(4096, pdu + 2 if pdu == DEFAULT_PDU - 2 else pdu or 131072))
+
+        def command(port: int) -> list[str]:
+            configuration.write_text(
+                f"NetworkTCPPort = {port}\nMaxPDUSize = {length}\nMaxAssociations = 16\n"
+                f"HostTable BEGIN\ndest = ({title}, 127.0.0.1, {where})\nHostTable END\n"
+                "VendorTable BEGIN\nVendorTable END\n"
+                f"AETable BEGIN\n{ARCHIVE} {directory} RW (1000, 4096mb) ANY\nAETable END\n",
+                encoding="utf-8",
+            )
+            return [tools.dcmqrscp, "-c", str(configuration), str(port)]
+
+        with _server("dcmqrscp", command, environment, patience) as port:
+            yield port
 
 
 def storescu(
@@ -179,6 +375,7 @@ def storescu(
     port: int,
     directory: Path,
     *,
+    called: str = "ANY-SCP",
     environment: Mapping[str, str] | None = None,
     pdu: int = DEFAULT_PDU,
     patience: float = 600.0,
@@ -193,6 +390,8 @@ def storescu(
         Where the SCP listens.
     directory : Path
         What to send.
+    called : str
+        The called AE title.
     environment : mapping, optional
         Variables to set.
     pdu : int
@@ -205,9 +404,64 @@ def storescu(
     float
         The seconds from its start to its end. Its own start is part of it: a few hundredths.
     """
-    with tempfile.TemporaryDirectory(prefix="fastpdu-storescu-") as scratch:
+    command = [
+        *(tools.storescu, *_pdu_option(pdu), "-aec", called),
+        *("+sd", "127.0.0.1", str(port), str(directory)),
+    ]
+    return _client("storescu", command, environment, patience)
+
+
+def movescu(
+    tools: Dcmtk,
+    port: int,
+    receives_on: int,
+    directory: Path,
+    query: Query,
+    *,
+    environment: Mapping[str, str] | None = None,
+    pdu: int = DEFAULT_PDU,
+    patience: float = 600.0,
+) -> float:
+    """Have an archive send a study to movescu, which is its own storage SCP.
+
+    Parameters
+    ----------
+    tools : Dcmtk
+        What is installed.
+    port : int
+        Where the archive listens.
+    receives_on : int
+        The port that the archive sends to.
+    directory : Path
+        Where it puts what it receives.
+    query : Query
+        What it asks for.
+    environment : mapping, optional
+        Variables to set.
+    pdu : int
+        The maximum PDU length that it announces.
+    patience : float
+        Seconds that it may take.
+
+    Returns
+    -------
+    float
+        The seconds from its start to its end.
+    """
+    command = [
+        *(tools.movescu, *_pdu_option(pdu), "-S", "-aec", ARCHIVE, "-aem", query.destination),
+        *("-k", "QueryRetrieveLevel=STUDY", "-k", f"StudyInstanceUID={query.study}"),
+        *("+P", str(receives_on), "-od", str(directory), "127.0.0.1", str(port)),
+    ]
+    return _client("movescu", command, environment, patience)
+
+
+def _client(
+    name: str, command: Sequence[str], environment: Mapping[str, str] | None, patience: float
+) -> float:
+    """Run a program to its end; return the seconds it took."""
+    with tempfile.TemporaryDirectory(prefix=f"fastpdu-{name}-") as scratch:
         log = Path(scratch, "log")
-        command = [tools.storescu, *_pdu_option(pdu), "+sd", "127.0.0.1", str(port), str(directory)]
         start = time.perf_counter()
         process = _start(command, environment or {}, log)
         # wait(timeout) sleeps up to 50 ms between two looks at the process: too coarse here.
@@ -221,9 +475,9 @@ def storescu(
             watchdog.cancel()
             stop(process)
         if elapsed >= patience:
-            raise BenchError(f"storescu took longer than {patience:g} s")
+            raise BenchError(f"{name} took longer than {patience:g} s")
         if code != 0:
-            raise BenchError(f"storescu failed: {_tail(log)}")
+            raise BenchError(f"{name} failed: {_tail(log)}")
         return elapsed
 
 
@@ -251,7 +505,7 @@ def contents(directory: Path) -> dict[str, verify.Sample]:
 
 
 def verify_received(directory: Path, instances: Sequence[Instance]) -> str:
-    """Compare what storescp has written with what was sent.
+    """Compare what a receiver has written with what was sent.
 
     Parameters
     ----------

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fastpdu.bench.errors import BenchError
+from fastpdu.bench.heatmap import HeatMap
 
 __all__ = ["Goal", "Report", "Row", "environment", "require_matplotlib"]
 
@@ -271,6 +272,8 @@ class Report:
         The chart's axis is logarithmic.
     headline : str
         Above the chart; empty: the title.
+    heatmaps : list of HeatMap
+        Further charts.
     """
 
     name: str
@@ -285,6 +288,7 @@ class Report:
     axis: str = ""
     log: bool = False
     headline: str = ""
+    heatmaps: list[HeatMap] = field(default_factory=list)
     command: str = ""
     environment: dict[str, Any] = field(default_factory=environment)
     date: datetime.datetime = field(
@@ -363,7 +367,7 @@ class Report:
         print(file=stream)
 
     def save(self, directory: Path) -> list[Path]:
-        """Write `name-date.json` and, if there is a chart, `name-date.png`.
+        """Write `name-date.json` and, if there are charts, `name-date.png` and `heatmap-date.png`.
 
         Parameters
         ----------
@@ -384,6 +388,11 @@ class Report:
         if self.bars:
             written.append(directory / f"{stem}.png")
             self.chart(written[1])
+        if self.heatmaps:
+            require_matplotlib()
+        for heatmap in self.heatmaps:
+            written.append(directory / f"{heatmap.name}-{self.date:%Y-%m-%d}.png")
+            heatmap.draw(written[-1], self.machine())
         return written
 
     def chart(self, path: Path) -> None:
