@@ -448,7 +448,8 @@ def plain_store_status(message: engine.Message) -> int | None:
         or 0x0120 not in elements
         or not _PLAIN_RESPONSE.issuperset(elements)
         or not _checks_uids_as_usual()
-        or not all(_conformant_uid(elements[e]) for e in (0x0002, 0x1000) if e in elements)
+        or not _conformant_uid(elements.get(0x0002, "0"))
+        or not _conformant_uid(elements.get(0x1000, "0"))
     ):
         return None
     return elements.get(0x0900)

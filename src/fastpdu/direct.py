@@ -279,13 +279,18 @@ class DirectMode:
         dul = self._dul
         connection: Any = dul.connection
         try:
-            if not connection.in_message:
-                if connection.wait(timeout, awaited=awaited) != engine.READY:
-                    return None
-                if not dul.may_stay_direct():
-                    dul.leave_direct()
-                    return None
-            outcome = dul.take_message(connection, 0 if timeout == 0 else None, awaited)
+            outcome: engine.Message | int = engine.TIMEOUT
+            if awaited and dul.may_stay_direct():
+                # Mostly the answer is there: a request lingers until it is
+                outcome = dul.take_message(connection, 0, awaited)
+            if outcome == engine.TIMEOUT:
+                if not connection.in_message:
+                    if connection.wait(timeout, awaited=awaited) != engine.READY:
+                        return None
+                    if not dul.may_stay_direct():
+                        dul.leave_direct()
+                        return None
+                outcome = dul.take_message(connection, 0 if timeout == 0 else None, awaited)
             if not isinstance(outcome, int):
                 if getattr(dul.assoc.dimse, "sink", None) is None:
                     return outcome

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # A Part 10 file's meta information and the elements up to (0008,0018) fit into this
 HEAD_BYTES = 4096
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 # From this size on it is worth the trouble not to copy the pixel data
 MIN_UNJOINED = 64 * 1024
 PIXEL_DATA = Tag(0x7FE0, 0x0010)
@@ -104,7 +105,7 @@ def _from_file(assoc: Association, path: Any, chunked: bool) -> StoreSource | No
     if not isinstance(path, (str, os.PathLike)):
         return None
     try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        fd = os.open(path, _READ)
     except (OSError, TypeError, ValueError):
         # pynetdicom raises what its users know
         return None
@@ -120,7 +121,8 @@ def _from_file(assoc: Association, path: Any, chunked: bool) -> StoreSource | No
 def _from_open_file(assoc: Association, path: Any, fd: int, chunked: bool) -> StoreSource | None:
     try:
         found = engine.read_part10(os.read(fd, HEAD_BYTES))
-        size = os.fstat(fd).st_size
+        # (cheaper than a stat; nobody uses the position)
+        size = os.lseek(fd, 0, os.SEEK_END)
     except OSError:
         return None
     if found is None or size < found.offset:
@@ -152,9 +154,8 @@ def exact_context(assoc: Any, sop_class: str, transfer_syntax: str) -> Any:
         None if there is none with exactly these, for the SCU role.
     """
     known = assoc._context_cache.get((sop_class, transfer_syntax))
-    if known is not None and assoc._accepted_cx.get(known.context_id) is known:
-        if _fits(known, sop_class, transfer_syntax):
-            return known
+    if known is not None and known.as_scu and assoc._accepted_cx.get(known.context_id) is known:
+        return known
     for context in assoc.accepted_contexts:
         if _fits(context, sop_class, transfer_syntax):
             assoc._context_cache[(sop_class, transfer_syntax)] = context
