@@ -12,15 +12,17 @@ from pynetdicom import _config, evt
 from pynetdicom import association as stock
 from pynetdicom._globals import DEFAULT_MAX_LENGTH
 
-from fastpdu import dsutils, service_class, stats, transport
+from fastpdu import association_qr, dsutils, service_class, service_class_qr, stats, transport
 from fastpdu.acse import ACSE, limit_half_open
 from fastpdu.dimse import DIMSEServiceProvider
 from fastpdu.dimse_messages import BufferList, Encoded, encode_store_request, store_request
 from fastpdu.dul import BOUND, DULServiceProvider
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from pydicom.uid import UID
     from pynetdicom.dimse import _QueueItem
     from pynetdicom.dimse_primitives import C_STORE
     from pynetdicom.presentation import PresentationContext, PresentationContextTuple
@@ -331,6 +333,8 @@ class AssociationMixin(stock.Association):
         A file whose transfer syntax is that of the presentation context goes out as it is, without being decoded;
         a data set's pixel data goes out from where it is. Where anything has to be converted, pynetdicom does it.
         """
+        if isinstance(dataset, dsutils.StoredFile):
+            return dataset.send(self.send_c_store, msg_id, priority, originator_aet, originator_id)
         source: dsutils.StoreSource | None = None
         if self.is_established:
             source = dsutils.store_source(self, dataset, _config.STORE_SEND_CHUNKED_DATASET)
@@ -367,6 +371,20 @@ class AssociationMixin(stock.Association):
             return Dataset()
         return self._check_received_status(answer)
 
+    # C-FIND, C-GET and C-MOVE -----------------------------------------------------------------------------------
+
+    def _wrap_find_responses(self, transfer_syntax: UID, query_model: UID) -> Iterator[Any]:
+        """Wrap the responses to a C-FIND request; see pynetdicom."""
+        yield from association_qr.pending_matches(self, transfer_syntax, query_model)
+        yield from super()._wrap_find_responses(transfer_syntax, query_model)
+
+    def _wrap_get_move_responses(self, transfer_syntax: UID) -> Iterator[Any]:
+        """Wrap the responses to a C-GET or C-MOVE request; see pynetdicom."""
+        yield from association_qr.pending_sub_operations(self)
+        yield from super()._wrap_get_move_responses(transfer_syntax)
+
+    # Both ------------------------------------------------------------------------------------------------------
+
     def _check_received_status(self, rsp: Any) -> Dataset:
         """Return the status of a response as a data set; see pynetdicom."""
         if dsutils.is_plain_response(rsp):
@@ -376,7 +394,9 @@ class AssociationMixin(stock.Association):
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Handle a DIMSE service request; see pynetdicom. A C-STORE for the storage service takes a shorter way."""
         with self._serving:
-            if service_class.serve_store(self, msg, context_id):
+            if service_class.serve_store(self, msg, context_id) or service_class_qr.serve(
+                self, msg, context_id
+            ):
                 return
             super()._serve_request(msg, context_id)
         if threading.current_thread() is not self:

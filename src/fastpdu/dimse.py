@@ -135,6 +135,12 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             if isinstance(dul, DULServiceProvider):
                 dul.rouse_reader()
 
+    def put_back(self, item: _QueueItem) -> None:
+        """Make what `get_msg` has returned the next that it returns."""
+        with self.msg_queue.mutex:
+            self.msg_queue.queue.appendleft(item)
+            self.msg_queue.not_empty.notify()
+
     def release_waiters(self) -> None:
         """The association is over: nobody needs to wait for a message until the DIMSE timeout."""
         for _ in range(self._waiters):

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, cast
 
+@@@A
+@@@B
+from pydicom import dcmread
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID
 from pynetdicom import _handlers, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 
@@ -17,6 +21,8 @@ from fastpdu import engine
 from fastpdu.dimse_messages import OpenFile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContext
 
@@ -28,6 +34,10 @@ PIXEL_DATA = Tag(0x7FE0, 0x0010)
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 _STATUS = Tag(0x0000, 0x0900)
+_SUB_OPERATIONS = tuple(
+    (f"NumberOf{kind}Suboperations", Tag(0x0000, number))
+    for number, kind in enumerate(("Remaining", "Completed", "Failed", "Warning"), 0x1020)
+)
 
 
 class StoreSource:
@@ -65,6 +75,66 @@ class StoreSource:
         """Close the file."""
         if self.file is not None:
             os.close(self.file.fd)
+
+
+class StoredFile(Dataset):
+    """A Part 10 file in the place of the data set that a C-GET or C-MOVE sub-operation stores.
+
+    To pynetdicom it is a data set that is not empty, has a SOP Instance UID, and can be given to `send_c_store`.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file. It is not opened before it is sent, or its SOP Instance UID is asked for.
+    error : Exception, optional
+        Why it cannot be sent.
+    """
+
+    path: Any
+    error: Exception | None
+
+    def __init__(self, path: Any, error: Exception | None = None) -> None:
+        state = _blank_state({})
+        state.update(path=path, error=error)
+        vars(self).update(state)
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def SOPInstanceUID(self) -> Any:
+        """The *SOP Instance UID*; not an attribute if the file has none, or cannot be read."""
+        try:
+            with open(self.path, "rb") as file:
+                found = engine.read_part10(file.read(HEAD_BYTES))
+            if found is not None and found.sop_instance is not None:
+                return UID(found.sop_instance)
+            head = dcmread(self.path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+        except Exception as error:
+            raise AttributeError(f"{os.fspath(self.path)}: {error}") from error
+        return head.SOPInstanceUID
+
+    def send(self, send_c_store: Callable[..., Dataset], *args: Any, **kwargs: Any) -> Dataset:
+        """Send the file.
+
+        Parameters
+        ----------
+        send_c_store : callable
+            The association's method.
+        *args, **kwargs
+            Its arguments after the path.
+
+        Raises
+        ------
+        RuntimeError
+            If it cannot be sent, with the path and the reason: that is what pynetdicom logs.
+        """
+        try:
+            if self.error is not None:
+                raise self.error
+            return send_c_store(self.path, *args, **kwargs)
+        except Exception as error:
+            raise RuntimeError(f"Unable to send {os.fspath(self.path)!s}: {error}") from error
 
 
 def store_source(assoc: Association, dataset: Any, chunked: bool) -> StoreSource | None:
@@ -269,6 +339,7 @@ def is_plain_response(response: Any) -> bool:
     )
 
 
+@@@A
 # What a new data set and its status element are made of: `Dataset()` itself takes longer than decoding the response
 _EMPTY = vars(Dataset())
 _EMPTY_DICTS = tuple(name for name, value in _EMPTY.items() if type(value) is dict)
@@ -286,3 +357,62 @@ def status_dataset(status: int) -> Dataset:
         attributes[name] = _EMPTY[name].copy()
     attributes["_dict"][_STATUS] = element
     return dataset
+@@@B
+def status_dataset(status: int) -> Dataset:
+    """Return a data set with nothing but a *Status* (0000,0900)."""
+    return _dataset_of({_STATUS: status})
+
+
+def pending_dataset(response: Any) -> Dataset:
+    """Return the status of a pending C-GET or C-MOVE response and its numbers of sub-operations (PS3.7 9.1.3, 9.1.4).
+
+    Parameters
+    ----------
+    response : pynetdicom.dimse_primitives.C_GET or C_MOVE
+        The response.
+    """
+    numbers = {_STATUS: response.Status}
+    for keyword, tag in _SUB_OPERATIONS:
+        number = getattr(response, keyword)
+        if number is not None:
+            numbers[tag] = number
+    return _dataset_of(numbers)
+
+
+# A new data set and a new element make a dozen checked assignments each. What comes out is copied from here instead.
+_BLANK = dict(vars(Dataset()))
+_BLANK_DICTS = tuple(name for name, value in _BLANK.items() if type(value) is dict)
+_NUMBER = dict(vars(DataElement(_STATUS, "US", 0)))
+
+
+def _blank_state(elements: dict[BaseTag, Any]) -> dict[str, Any]:
+    """Return the attributes of ``Dataset(elements)``."""
+    state = _BLANK.copy()
+    for name in _BLANK_DICTS:
+        state[name] = _BLANK[name].copy()
+    state["_dict"] = elements
+    return state
+
+
+def raw_dataset(elements: dict[BaseTag, RawDataElement]) -> Dataset:
+    """Return ``Dataset(elements)``.
+
+    Parameters
+    ----------
+    elements : dict of BaseTag and RawDataElement
+        The elements; the data set takes it over.
+    """
+    dataset = Dataset.__new__(Dataset)
+    vars(dataset).update(_blank_state(elements))
+    return dataset
+
+
+def _dataset_of(numbers: dict[BaseTag, int]) -> Dataset:
+    """Return a data set of US elements."""
+    elements: dict[BaseTag, Any] = {}
+    for tag, number in numbers.items():
+        element = elements[tag] = DataElement.__new__(DataElement)
+        vars(element).update(_NUMBER)
+        element.tag = tag
+        element._value = number
+    return raw_dataset(elements)

@@ -1,0 +1,120 @@
+"""The responses to C-FIND, C-GET and C-MOVE as SCU: the pending ones, read without pydicom's detours.
+
+What ends an operation, and everything unusual, goes to pynetdicom's own generators.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, cast
+
+from pynetdicom import _config
+from pynetdicom.association import LOGGER
+from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE, C_STORE
+from pynetdicom.dsutils import decode, pretty_dataset
+from pynetdicom.sop_class import RepositoryQuery  # type: ignore[attr-defined]
+
+from fastpdu import dsutils, identifiers
+from fastpdu.dimse import DIMSEServiceProvider
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydicom.dataset import Dataset
+    from pydicom.uid import UID
+    from pynetdicom.association import Association
+
+_PENDING = (0xFF00, 0xFF01)
+
+
+def pending_matches(
+    assoc: Association, transfer_syntax: UID, query_model: UID
+) -> Iterator[tuple[Dataset, Dataset | None]]:
+    """Wrap the pending responses to a C-FIND request like `Association._wrap_find_responses`.
+
+    Parameters
+    ----------
+    assoc : pynetdicom.association.Association
+        The association.
+    transfer_syntax : pydicom.uid.UID
+        That of the identifiers.
+    query_model : pydicom.uid.UID
+        The request's SOP class.
+
+    Yields
+    ------
+    tuple of (pydicom.dataset.Dataset, pydicom.dataset.Dataset or None)
+        Status and identifier. At the end the next message is one that pynetdicom's own code has to deal with.
+    """
+    dimse = assoc.dimse
+    if query_model == RepositoryQuery or not isinstance(dimse, DIMSEServiceProvider):
+        return
+    implicit = transfer_syntax.is_implicit_VR
+    little = transfer_syntax.is_little_endian
+    deflated = transfer_syntax.is_deflated
+    decodes = little and not deflated
+    # At that level the responses are numbered
+    while not LOGGER.isEnabledFor(logging.INFO):
+        item = dimse.get_msg(block=True)
+        response: Any = item[1]
+        if type(response) is not C_FIND or not _is_pending(response):
+            dimse.put_back(item)
+            return
+        status = dsutils.status_dataset(cast(int, response.Status))
+        identifier = None
+        with assoc.lock:
+            try:
+                encoded = response.Identifier
+                if decodes:
+                    identifier = identifiers.decode(encoded.getvalue(), implicit)
+                if identifier is None:
+                    identifier = decode(encoded, implicit, little, deflated)
+                    if identifier and _config.LOG_RESPONSE_IDENTIFIERS:
+                        # Not logged, but this is where pynetdicom sees values that cannot be converted
+                        list(pretty_dataset(identifier))
+            except Exception as error:
+                LOGGER.error("Failed to decode the received Identifier dataset")
+                LOGGER.exception(error)
+                # As pynetdicom does, which yields it once more
+                yield status, None
+        yield status, identifier
+
+
+def pending_sub_operations(assoc: Association) -> Iterator[tuple[Dataset, None]]:
+    """Serve the sub-operations of a C-GET or C-MOVE request, and wrap its pending responses.
+
+    Like `Association._wrap_get_move_responses`.
+
+    Parameters
+    ----------
+    assoc : pynetdicom.association.Association
+        The association.
+
+    Yields
+    ------
+    tuple of (pydicom.dataset.Dataset, None)
+        The status. At the end the next message is one that pynetdicom's own code has to deal with.
+    """
+    dimse = assoc.dimse
+    if not isinstance(dimse, DIMSEServiceProvider):
+        return
+    while not LOGGER.isEnabledFor(logging.INFO):
+        item = dimse.get_msg(block=True)
+        message: Any = item[1]
+        if type(message) is C_STORE:
+            assoc._c_store_scp(message)
+        elif type(message) in (C_GET, C_MOVE) and _is_pending(message):
+            yield dsutils.pending_dataset(message), None
+        else:
+            dimse.put_back(item)
+            return
+
+
+def _is_pending(response: Any) -> bool:
+    """Whether a response is valid, pending, and has no comments."""
+    return (
+        response._status in _PENDING
+        and response._message_id_being_responded_to is not None
+        and response.ErrorComment is None
+        and response.OffendingElement is None
+    )
