@@ -342,12 +342,16 @@ class AssociationMixin(stock.Association):
             return super().send_c_store(dataset, msg_id, priority, originator_aet, originator_id)
         try:
             encoded: Encoded | None = None
-            if originator_aet is None and originator_id is None:
-                command = encode_store_request(
-                    source.sop_class, source.sop_instance, msg_id, priority
-                )
-                if command is not None:
-                    encoded = Encoded(command, source.data, source.file)
+            command = encode_store_request(
+                source.sop_class,
+                source.sop_instance,
+                msg_id,
+                priority,
+                originator_aet,
+                originator_id,
+            )
+            if command is not None:
+                encoded = Encoded(command, source.data, source.file)
             request: Any = None
             if encoded is None:
                 request = _store_request(source, msg_id, priority, originator_aet, originator_id)
@@ -357,7 +361,9 @@ class AssociationMixin(stock.Association):
                 threading.Event().wait(0.0001)
             try:
                 if encoded is None or not self.dimse.send_encoded(source.context_id, encoded):
-                    request = request or _store_request(source, msg_id, priority)
+                    request = request or _store_request(
+                        source, msg_id, priority, originator_aet, originator_id
+                    )
                     self.dimse.send_msg(request, source.context_id)
                 answer = self.dimse.get_store_answer()
             finally:
@@ -413,8 +419,8 @@ def _store_request(
     source: dsutils.StoreSource,
     message_id: int,
     priority: int,
-    originator_aet: str | None = None,
-    originator_id: int | None = None,
+    originator_aet: str | None,
+    originator_id: int | None,
 ) -> Any:
     """Return pynetdicom's primitive for a C-STORE request, whose setters check the values."""
     request = store_request(source.sop_class, source.sop_instance, message_id, priority)

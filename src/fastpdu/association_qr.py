@@ -64,7 +64,7 @@ def pending_matches(
         identifier = None
         with assoc.lock:
             try:
-                encoded = response.Identifier
+                encoded = cast(Any, response.Identifier)
                 if decodes:
                     identifier = identifiers.decode(encoded.getvalue(), implicit)
                 if identifier is None:

@@ -386,11 +386,18 @@ def store_request(sop_class: str, sop_instance: str, message_id: int, priority: 
 
 
 def encode_store_request(
-    sop_class: str, sop_instance: str, message_id: Any, priority: Any
+    sop_class: str,
+    sop_instance: str,
+    message_id: Any,
+    priority: Any,
+    originator_aet: Any = None,
+    originator_id: Any = None,
 ) -> bytes | None:
     """Return the command set of a C-STORE request with a data set, None if a value needs a closer look."""
     if not (
         type(message_id) is int
+        and (originator_aet is None or _is_plain_title(originator_aet))
+        and (originator_id is None or type(originator_id) is int)
         and priority in _PRIORITIES
         and _checks_uids_as_usual()
         and _conformant_uid(sop_class)
@@ -406,10 +413,24 @@ def encode_store_request(
                 0x0700: priority,
                 COMMAND_DATA_SET_TYPE: DATA_SET_FOLLOWS,
                 0x1000: sop_instance,
+                0x1030: originator_aet,
+                0x1031: originator_id,
             }
         )
     except engine.CommandError:
         return None
+
+
+# Nothing that a validator of pynetdicom would remove or refuse
+_is_title = re.compile(r"[A-Za-z0-9_.-]{1,16}").fullmatch
+
+
+def _is_plain_title(title: Any) -> bool:
+    return (
+        type(title) is str
+        and _is_title(title) is not None
+        and _config.VALIDATORS["AE"] is _validators.validate_ae
+    )
 
 
 def store_response(request: Any) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, cast
 
-@@@A
-@@@B
 from pydicom import dcmread
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
@@ -339,25 +337,6 @@ def is_plain_response(response: Any) -> bool:
     )
 
 
-@@@A
-# What a new data set and its status element are made of: `Dataset()` itself takes longer than decoding the response
-_EMPTY = vars(Dataset())
-_EMPTY_DICTS = tuple(name for name, value in _EMPTY.items() if type(value) is dict)
-_SUCCESS = vars(DataElement(_STATUS, "US", 0x0000))
-
-
-def status_dataset(status: int) -> Dataset:
-    """Return a data set with nothing but a *Status* (0000,0900)."""
-    element = DataElement.__new__(DataElement)
-    vars(element).update(_SUCCESS, _value=status)
-    dataset = Dataset.__new__(Dataset)
-    attributes = vars(dataset)
-    attributes.update(_EMPTY)
-    for name in _EMPTY_DICTS:
-        attributes[name] = _EMPTY[name].copy()
-    attributes["_dict"][_STATUS] = element
-    return dataset
-@@@B
 def status_dataset(status: int) -> Dataset:
     """Return a data set with nothing but a *Status* (0000,0900)."""
     return _dataset_of({_STATUS: status})

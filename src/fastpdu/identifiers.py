@@ -279,7 +279,7 @@ def _parse(
         after = position + length
         if after > end:
             raise _Unusual
-        value = data[position:after] if length else _EMPTY[vr]
+        value: Any = data[position:after] if length else _EMPTY[vr]
         meaning = vr or known
         if meaning == "SQ":
             _parse_items(data, position, after, implicit, encodings)
@@ -379,4 +379,6 @@ _CHECKS: dict[str, Check] = {
     "PN": _name,
 }
 _CODES = {vr.encode(): vr for vr in (*_CHECKS, "SQ")}
-_EMPTY = {vr: empty_value_for_VR(vr, raw=True) for vr in (None, *_CODES.values())}
+_EMPTY: dict[str | None, Any] = {
+    vr: empty_value_for_VR(vr, raw=True) for vr in (None, *_CODES.values())
+}

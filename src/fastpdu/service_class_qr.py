@@ -19,11 +19,13 @@ from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE
 from pynetdicom.service_class_n import UnifiedProcedureStepServiceClass
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CompositeInstanceRetrieveWithoutBulkDataGet,
+    uid_to_service_class,
 )
 
 from fastpdu import identifiers
+from fastpdu.dimse import DIMSEServiceProvider
+from fastpdu.dimse_messages import Encoded, encode_primitive
 from fastpdu.dsutils import StoredFile
-from fastpdu.service_class import service_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -110,6 +112,7 @@ class _Matches:
         response.MessageIDBeingRespondedTo = request.MessageID
         response.AffectedSOPClassUID = request.AffectedSOPClassUID
         self._response = response
+        self._commands: dict[int, bytes] = {}
 
     def send(self, results: Iterator[Any]) -> Iterator[Any]:
         """Send matches until there is a result that pynetdicom has to see, and give it that."""
@@ -135,8 +138,17 @@ class _Matches:
             return False
         response = self._response
         response.Status = status
-        response.Identifier = BytesIO(data)
-        service.dimse.send_msg(response, self._context_id)
+        # All responses with a status have the same command set
+        command = self._commands.get(status)
+        if command is None:
+            response.Identifier = BytesIO(data)
+            command = self._commands[status] = encode_primitive(response, self._context_id).command
+        dimse = service.dimse
+        if not isinstance(dimse, DIMSEServiceProvider) or not dimse.send_encoded(
+            self._context_id, Encoded(command, data)
+        ):
+            response.Identifier = BytesIO(data)
+            dimse.send_msg(response, self._context_id)
         return True
 
 
@@ -162,7 +174,7 @@ def serve(assoc: Association, request: Any, context_id: int) -> bool:
     context = assoc._accepted_cx.get(context_id)
     if context is None or assoc.acceptor.accepted_common_extended:
         return False
-    service = service_of(assoc, cast(str, request.AffectedSOPClassUID))
+    service = uid_to_service_class(request.AffectedSOPClassUID)
     if not issubclass(service, _SERVICES):
         return False
     try:

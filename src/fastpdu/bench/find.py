@@ -41,23 +41,23 @@ _VERIFYING = 0.001
 _CONTEXT = (str(StudyRootQueryRetrieveInformationModelFind), str(ImplicitVRLittleEndian))
 
 
-def _match(number: int) -> Dataset:
+def match(number: int) -> Dataset:
     """Return a study as an archive answers a query for it."""
-    match = Dataset()
-    match.QueryRetrieveLevel = "STUDY"
-    match.StudyDate = f"2026{number % 12 + 1:02d}{number % 28 + 1:02d}"
-    match.StudyTime = f"{number % 24:02d}{number % 60:02d}00"
-    match.AccessionNumber = f"A{number:07d}"
-    match.ModalitiesInStudy = ["CT", "SR"]
-    match.StudyDescription = "CT THORAX WITH CONTRAST"
-    match.PatientName = f"Bench^Patient {number}"
-    match.PatientID = f"P{number:06d}"
-    match.PatientBirthDate = "19600229"
-    match.PatientSex = "F"
-    match.StudyInstanceUID = f"2.25.170023498100.{number + 1}"
-    match.StudyID = str(number)
-    match.NumberOfStudyRelatedInstances = 100 + number % 900
-    return match
+    study = Dataset()
+    study.QueryRetrieveLevel = "STUDY"
+    study.StudyDate = f"2026{number % 12 + 1:02d}{number % 28 + 1:02d}"
+    study.StudyTime = f"{number % 24:02d}{number % 60:02d}00"
+    study.AccessionNumber = f"A{number:07d}"
+    study.ModalitiesInStudy = ["CT", "SR"]
+    study.StudyDescription = "CT THORAX WITH CONTRAST"
+    study.PatientName = f"Bench^Patient {number}"
+    study.PatientID = f"P{number:06d}"
+    study.PatientBirthDate = "19600229"
+    study.PatientSex = "F"
+    study.StudyInstanceUID = f"2.25.170023498100.{number + 1}"
+    study.StudyID = str(number)
+    study.NumberOfStudyRelatedInstances = 100 + number % 900
+    return study
 
 
 def _digest(matches: Sequence[Dataset]) -> str:
@@ -67,7 +67,7 @@ def _digest(matches: Sequence[Dataset]) -> str:
     return digest.hexdigest()
 
 
-class _Row:
+class Find:
     """One transport."""
 
     def __init__(self, name: str, matches: Sequence[Dataset]) -> None:
@@ -89,9 +89,8 @@ class _Row:
             query.StudyInstanceUID = ""
             status = Dataset()
             start = time.perf_counter()
-            for status, identifier in association.send_c_find(
-                query, StudyRootQueryRetrieveInformationModelFind
-            ):
+            responses = association.send_c_find(query, StudyRootQueryRetrieveInformationModelFind)
+            for status, identifier in responses:  # noqa: B007
                 if identifier is not None:
                     # What an application does at least: one element of each
                     identifier.StudyInstanceUID  # noqa: B018
@@ -144,8 +143,8 @@ def run(args: argparse.Namespace) -> Report:
     )
     with progress(total, quiet=args.quiet) as bar:
         bar.phase("making the matches")
-        matches = [_match(number) for number in range(args.responses)]
-        runners = {name: _Row(name, matches[:count]) for name, count in counts.items()}
+        matches = [match(number) for number in range(args.responses)]
+        runners = {name: Find(name, matches[:count]) for name, count in counts.items()}
         for name, runner in runners.items():
             bar.phase(f"{_LABELS[name]}: comparing the matches")
             rows[name].verified = runner.verify()

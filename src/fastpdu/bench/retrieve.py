@@ -76,7 +76,9 @@ _MOVE = (str(StudyRootQueryRetrieveInformationModelMove), str(ExplicitVRLittleEn
 _GET = (str(StudyRootQueryRetrieveInformationModelGet), str(ExplicitVRLittleEndian))
 
 
-class _Retrieve(Runner):
+class Retrieve(Runner):
+    """C-MOVE or C-GET over one transport."""
+
     def __init__(self, name: str, series: Series, runs: int, pdu: int) -> None:
         super().__init__(name, series, runs, pdu)
         self.label = _LABELS[name]
@@ -213,7 +215,7 @@ def _runners(args: argparse.Namespace, series: Series) -> list[Runner]:
         if not args.full and name in REDUCED:
             images, most = REDUCED[name]
             part, runs = first(series, images), min(runs, most)
-        kind = Floor if name == "floor" else _Retrieve
+        kind = Floor if name == "floor" else Retrieve
         runners.append(kind(name, part, runs, args.pdu))
     return runners
 
