@@ -389,7 +389,15 @@ class AssociationMixin(stock.Association):
         yield from association_qr.pending_sub_operations(self)
         yield from super()._wrap_get_move_responses(transfer_syntax)
 
-    # Both ------------------------------------------------------------------------------------------------------
+    def _c_store_scp(self, req: Any) -> None:
+        """Serve a C-STORE request that came while responses are waited for; see pynetdicom."""
+        if isinstance(self.dimse, DIMSEServiceProvider) and association_qr.serve_sub_operation(
+            self, req
+        ):
+            return
+        super()._c_store_scp(req)
+
+    # All -------------------------------------------------------------------------------------------------------
 
     def _check_received_status(self, rsp: Any) -> Dataset:
         """Return the status of a response as a data set; see pynetdicom."""

@@ -8,21 +8,25 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
-from pynetdicom import _config
+from pydicom.dataset import Dataset
+from pynetdicom import _config, evt
 from pynetdicom.association import LOGGER
 from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE, C_STORE
 from pynetdicom.dsutils import decode, pretty_dataset
 from pynetdicom.sop_class import RepositoryQuery  # type: ignore[attr-defined]
+from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
 from fastpdu import dsutils, identifiers
 from fastpdu.dimse import DIMSEServiceProvider
+from fastpdu.dimse_messages import Encoded, encode_store_response, store_response
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pydicom.dataset import Dataset
     from pydicom.uid import UID
     from pynetdicom.association import Association
+
+    from fastpdu.association import AssociationMixin
 
 _PENDING = (0xFF00, 0xFF01)
 
@@ -108,6 +112,75 @@ def pending_sub_operations(assoc: Association) -> Iterator[tuple[Dataset, None]]
         else:
             dimse.put_back(item)
             return
+
+
+def serve_sub_operation(assoc: AssociationMixin, request: Any) -> bool:
+    """Serve a C-STORE request of a C-GET's peer like `Association._c_store_scp`.
+
+    Parameters
+    ----------
+    assoc : pynetdicom.association.Association
+        The association, on the thread that waits for the C-GET's responses.
+    request : pynetdicom.dimse_primitives.C_STORE
+        The request.
+
+    Returns
+    -------
+    bool
+        False if pynetdicom's own code has to serve the request; nothing has been done then.
+    """
+    context = assoc._accepted_cx.get(request._context_id)
+    if (
+        context is None
+        or context.as_scp is not True
+        or not request.is_valid_request
+        or context.abstract_syntax != request.AffectedSOPClassUID
+    ):
+        return False
+    context_id = cast(int, context.context_id)
+    response = store_response(request)
+    try:
+        status = evt.trigger(
+            assoc, evt.EVT_C_STORE, {"request": request, "context": context.as_tuple}
+        )
+    except Exception as error:
+        LOGGER.error("Exception in the handler bound to 'evt.EVT_C_STORE'")
+        LOGGER.exception(error)
+        response.Status = 0xC211
+    else:
+        if type(status) is int and status in STORAGE_SERVICE_CLASS_STATUS:
+            encoded = Encoded(encode_store_response(request, status))
+            if assoc.dimse.send_encoded(context_id, encoded):
+                return True
+        _set_status(response, status)
+    assoc.dimse.send_msg(response, context_id)
+    return True
+
+
+def _set_status(response: Any, status: Any) -> None:
+    """Take over what a handler has returned, with pynetdicom's words about what is wrong with it."""
+    if isinstance(status, Dataset):
+        if "Status" in status:
+            for element in status:
+                if hasattr(response, element.keyword):
+                    setattr(response, element.keyword, element.value)
+                else:
+                    LOGGER.warning(
+                        "Status dataset returned from the EVT_C_STORE handler contained an unsupported element "
+                        f"'{element.keyword}'"
+                    )
+        else:
+            LOGGER.error("The EVT_C_STORE handler returned a Dataset without a 'Status' element")
+            response.Status = 0xC001
+    elif isinstance(status, int):
+        response.Status = status
+    else:
+        LOGGER.error("Invalid status returned by the EVT_C_STORE handler")
+        response.Status = 0xC002
+    if response.Status not in STORAGE_SERVICE_CLASS_STATUS:
+        LOGGER.warning(
+            f"Unknown status value returned by the EVT_C_STORE handler: 0x{response.Status:04X}"
+        )
 
 
 def _is_pending(response: Any) -> bool:

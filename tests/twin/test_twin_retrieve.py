@@ -223,7 +223,21 @@ def test_archives(world: kit.World, service: str, archive: Archive) -> None:
     kit.against_oracle(world, scenario, service, archive.__name__)
 
 
-STATUSES = {
+def _dataset(**elements: Any) -> Dataset:
+    ds = Dataset()
+    for keyword, value in elements.items():
+        setattr(ds, keyword, value)
+    return ds
+
+
+STATUSES: dict[str, list[Any]] = {
+    "datasets": [
+        _dataset(Status=0),
+        _dataset(Status=0xA700, ErrorComment="full"),
+        _dataset(PatientID="1"),
+        0,
+    ],
+    "odd dataset": [_dataset(Status=0, PatientID="1"), "0", True, 0],
     "warnings": [0, 0xB000, 0xB007, 0],
     "failures": [0, 0xA700, 0xC000, 0],
     "all fail": [0xA700] * 4,
