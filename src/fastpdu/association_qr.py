@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from fastpdu.association import AssociationMixin
 
+# pynetdicom's decoder tells it what it does
+_DECODING_LOGGER = logging.getLogger("pynetdicom.dsutils")
 _PENDING = (0xFF00, 0xFF01)
 
 
@@ -56,7 +58,7 @@ def pending_matches(
     implicit = transfer_syntax.is_implicit_VR
     little = transfer_syntax.is_little_endian
     deflated = transfer_syntax.is_deflated
-    decodes = little and not deflated
+    decodes = little and not deflated and not _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
     # At that level the responses are numbered
     while not LOGGER.isEnabledFor(logging.INFO):
         item = dimse.get_msg(block=True)

@@ -71,7 +71,7 @@ class ServiceClassMixin(stock.ServiceClass):
     def _with_files(self, results: Iterator[Any]) -> Iterator[Any]:
         """Put what pynetdicom takes for a data set in the place of each path."""
         for result, error in results:
-            if error is None and type(result) is tuple and len(result) == 2:
+            if error is None and isinstance(result, (tuple, list)) and len(result) == 2:
                 status, item = result
                 if isinstance(item, (str, os.PathLike)):
                     yield (status, self._stored(item)), None
