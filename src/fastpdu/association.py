@@ -389,13 +389,14 @@ class AssociationMixin(stock.Association):
         yield from association_qr.pending_sub_operations(self)
         yield from super()._wrap_get_move_responses(transfer_syntax)
 
-    def _c_store_scp(self, req: Any) -> None:
-        """Serve a C-STORE request that came while responses are waited for; see pynetdicom."""
-        if isinstance(self.dimse, DIMSEServiceProvider) and association_qr.serve_sub_operation(
-            self, req
-        ):
-            return
-        super()._c_store_scp(req)
+    def _c_store_scp(self, req: C_STORE) -> None:
+        """Serve a C-STORE sub-operation of our C-GET request; see pynetdicom."""
+        with self._serving:
+            if isinstance(self.dimse, DIMSEServiceProvider) and association_qr.serve_sub_operation(
+                self, req
+            ):
+                return
+            super()._c_store_scp(req)
 
     # All -------------------------------------------------------------------------------------------------------
 
@@ -416,11 +417,6 @@ class AssociationMixin(stock.Association):
         if threading.current_thread() is not self:
             # An N-EVENT-REPORT, served beside the reactor, which need not turn before the next request of ours
             self._is_paused = self._is_waiting
-
-    def _c_store_scp(self, req: C_STORE) -> None:
-        """Serve a C-STORE sub-operation of our C-GET request; see pynetdicom."""
-        with self._serving:
-            super()._c_store_scp(req)
 
 
 def _store_request(

@@ -6,19 +6,28 @@ What ends an operation, and everything unusual, goes to pynetdicom's own generat
 from __future__ import annotations
 
 import logging
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom.association import LOGGER
-from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE, C_STORE
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode, pretty_dataset
 from pynetdicom.sop_class import RepositoryQuery  # type: ignore[attr-defined]
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
 from fastpdu import dsutils, identifiers
 from fastpdu.dimse import DIMSEServiceProvider
-from fastpdu.dimse_messages import Encoded, encode_store_response, store_response
+from fastpdu.dimse_messages import (
+    C_FIND_RSP,
+    C_GET_RSP,
+    C_MOVE_RSP,
+    Encoded,
+    Pending,
+    encode_store_response,
+    store_response,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +39,9 @@ if TYPE_CHECKING:
 
 # pynetdicom's decoder tells it what it does
 _DECODING_LOGGER = logging.getLogger("pynetdicom.dsutils")
-_PENDING = (0xFF00, 0xFF01)
+_MATCHES = frozenset({C_FIND_RSP})
+_SUB_OPERATIONS = frozenset({C_GET_RSP, C_MOVE_RSP})
+_STATUS = 0x0900
 
 
 def pending_matches(
@@ -61,20 +72,20 @@ def pending_matches(
     decodes = little and not deflated and not _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
     # At that level the responses are numbered
     while not LOGGER.isEnabledFor(logging.INFO):
-        item = dimse.get_msg(block=True)
-        response: Any = item[1]
-        if type(response) is not C_FIND or not _is_pending(response):
+        item = dimse.get_pending(_MATCHES)
+        response = item[1]
+        if type(response) is not Pending:
             dimse.put_back(item)
             return
-        status = dsutils.status_dataset(cast(int, response.Status))
+        # Numbers of sub-operations are no part of it, should there be any
+        status = dsutils.status_dataset(response.numbers[_STATUS])
         identifier = None
         with assoc.lock:
             try:
-                encoded = cast(Any, response.Identifier)
                 if decodes:
-                    identifier = identifiers.decode(encoded.getvalue(), implicit)
+                    identifier = identifiers.decode(response.identifier, implicit)
                 if identifier is None:
-                    identifier = decode(encoded, implicit, little, deflated)
+                    identifier = decode(BytesIO(response.identifier), implicit, little, deflated)
                     if identifier and _config.LOG_RESPONSE_IDENTIFIERS:
                         # Not logged, but this is where pynetdicom sees values that cannot be converted
                         list(pretty_dataset(identifier))
@@ -105,12 +116,12 @@ def pending_sub_operations(assoc: Association) -> Iterator[tuple[Dataset, None]]
     if not isinstance(dimse, DIMSEServiceProvider):
         return
     while not LOGGER.isEnabledFor(logging.INFO):
-        item = dimse.get_msg(block=True)
-        message: Any = item[1]
+        item = dimse.get_pending(_SUB_OPERATIONS)
+        message = item[1]
         if type(message) is C_STORE:
             assoc._c_store_scp(message)
-        elif type(message) in (C_GET, C_MOVE) and _is_pending(message):
-            yield dsutils.pending_dataset(message), None
+        elif type(message) is Pending:
+            yield dsutils.pending_dataset(message.numbers), None
         else:
             dimse.put_back(item)
             return
@@ -183,13 +194,3 @@ def _set_status(response: Any, status: Any) -> None:
         LOGGER.warning(
             f"Unknown status value returned by the EVT_C_STORE handler: 0x{response.Status:04X}"
         )
-
-
-def _is_pending(response: Any) -> bool:
-    """Whether a response is valid, pending, and has no comments."""
-    return (
-        response._status in _PENDING
-        and response._message_id_being_responded_to is not None
-        and response.ErrorComment is None
-        and response.OffendingElement is None
-    )

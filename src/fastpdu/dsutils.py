@@ -32,10 +32,7 @@ PIXEL_DATA = Tag(0x7FE0, 0x0010)
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 _STATUS = Tag(0x0000, 0x0900)
-_SUB_OPERATIONS = tuple(
-    (f"NumberOf{kind}Suboperations", Tag(0x0000, number))
-    for number, kind in enumerate(("Remaining", "Completed", "Failed", "Warning"), 0x1020)
-)
+_RESPONSE_TAGS = {tag.element: tag for tag in map(Tag, (0x0900, 0x1020, 0x1021, 0x1022, 0x1023))}
 
 
 class StoreSource:
@@ -342,20 +339,15 @@ def status_dataset(status: int) -> Dataset:
     return _dataset_of({_STATUS: status})
 
 
-def pending_dataset(response: Any) -> Dataset:
-    """Return the status of a pending C-GET or C-MOVE response and its numbers of sub-operations (PS3.7 9.1.3, 9.1.4).
+def pending_dataset(numbers: dict[int, int]) -> Dataset:
+    """Return the status of a pending response as a data set.
 
     Parameters
     ----------
-    response : pynetdicom.dimse_primitives.C_GET or C_MOVE
-        The response.
+    numbers : dict of int and int
+        *Status* (0000,0900) and the numbers of sub-operations (0000,1020) to (0000,1023), by their elements.
     """
-    numbers = {_STATUS: response.Status}
-    for keyword, tag in _SUB_OPERATIONS:
-        number = getattr(response, keyword)
-        if number is not None:
-            numbers[tag] = number
-    return _dataset_of(numbers)
+    return _dataset_of({_RESPONSE_TAGS[number]: value for number, value in numbers.items()})
 
 
 # A new data set and a new element make a dozen checked assignments each. What comes out is copied from here instead.
