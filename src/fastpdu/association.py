@@ -12,15 +12,17 @@ from pynetdicom import _config, evt
 from pynetdicom import association as stock
 from pynetdicom._globals import DEFAULT_MAX_LENGTH
 
-from fastpdu import dsutils, service_class, stats, transport
+from fastpdu import association_qr, dsutils, service_class, service_class_qr, stats, transport
 from fastpdu.acse import ACSE, limit_half_open
 from fastpdu.dimse import DIMSEServiceProvider
 from fastpdu.dimse_messages import BufferList, Encoded, encode_store_request, store_request
 from fastpdu.dul import BOUND, DULServiceProvider
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from pydicom.uid import UID
     from pynetdicom.dimse import _QueueItem
     from pynetdicom.dimse_primitives import C_STORE
     from pynetdicom.presentation import PresentationContext, PresentationContextTuple
@@ -331,6 +333,8 @@ class AssociationMixin(stock.Association):
         A file whose transfer syntax is that of the presentation context goes out as it is, without being decoded;
         a data set's pixel data goes out from where it is. Where anything has to be converted, pynetdicom does it.
         """
+        if isinstance(dataset, dsutils.StoredFile):
+            return dataset.send(self.send_c_store, msg_id, priority, originator_aet, originator_id)
         source: dsutils.StoreSource | None = None
         if self.is_established:
             source = dsutils.store_source(self, dataset, _config.STORE_SEND_CHUNKED_DATASET)
@@ -338,12 +342,16 @@ class AssociationMixin(stock.Association):
             return super().send_c_store(dataset, msg_id, priority, originator_aet, originator_id)
         try:
             encoded: Encoded | None = None
-            if originator_aet is None and originator_id is None:
-                command = encode_store_request(
-                    source.sop_class, source.sop_instance, msg_id, priority
-                )
-                if command is not None:
-                    encoded = Encoded(command, source.data, source.file)
+            command = encode_store_request(
+                source.sop_class,
+                source.sop_instance,
+                msg_id,
+                priority,
+                originator_aet,
+                originator_id,
+            )
+            if command is not None:
+                encoded = Encoded(command, source.data, source.file)
             request: Any = None
             if encoded is None:
                 request = _store_request(source, msg_id, priority, originator_aet, originator_id)
@@ -353,7 +361,9 @@ class AssociationMixin(stock.Association):
                 threading.Event().wait(0.0001)
             try:
                 if encoded is None or not self.dimse.send_encoded(source.context_id, encoded):
-                    request = request or _store_request(source, msg_id, priority)
+                    request = request or _store_request(
+                        source, msg_id, priority, originator_aet, originator_id
+                    )
                     self.dimse.send_msg(request, source.context_id)
                 answer = self.dimse.get_store_answer()
             finally:
@@ -367,6 +377,29 @@ class AssociationMixin(stock.Association):
             return Dataset()
         return self._check_received_status(answer)
 
+    # C-FIND, C-GET and C-MOVE -----------------------------------------------------------------------------------
+
+    def _wrap_find_responses(self, transfer_syntax: UID, query_model: UID) -> Iterator[Any]:
+        """Wrap the responses to a C-FIND request; see pynetdicom."""
+        yield from association_qr.pending_matches(self, transfer_syntax, query_model)
+        yield from super()._wrap_find_responses(transfer_syntax, query_model)
+
+    def _wrap_get_move_responses(self, transfer_syntax: UID) -> Iterator[Any]:
+        """Wrap the responses to a C-GET or C-MOVE request; see pynetdicom."""
+        yield from association_qr.pending_sub_operations(self)
+        yield from super()._wrap_get_move_responses(transfer_syntax)
+
+    def _c_store_scp(self, req: C_STORE) -> None:
+        """Serve a C-STORE sub-operation of our C-GET request; see pynetdicom."""
+        with self._serving:
+            if isinstance(self.dimse, DIMSEServiceProvider) and association_qr.serve_sub_operation(
+                self, req
+            ):
+                return
+            super()._c_store_scp(req)
+
+    # All -------------------------------------------------------------------------------------------------------
+
     def _check_received_status(self, rsp: Any) -> Dataset:
         """Return the status of a response as a data set; see pynetdicom."""
         if dsutils.is_plain_response(rsp):
@@ -376,25 +409,22 @@ class AssociationMixin(stock.Association):
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Handle a DIMSE service request; see pynetdicom. A C-STORE for the storage service takes a shorter way."""
         with self._serving:
-            if service_class.serve_store(self, msg, context_id):
+            if service_class.serve_store(self, msg, context_id) or service_class_qr.serve(
+                self, msg, context_id
+            ):
                 return
             super()._serve_request(msg, context_id)
         if threading.current_thread() is not self:
             # An N-EVENT-REPORT, served beside the reactor, which need not turn before the next request of ours
             self._is_paused = self._is_waiting
 
-    def _c_store_scp(self, req: C_STORE) -> None:
-        """Serve a C-STORE sub-operation of our C-GET request; see pynetdicom."""
-        with self._serving:
-            super()._c_store_scp(req)
-
 
 def _store_request(
     source: dsutils.StoreSource,
     message_id: int,
     priority: int,
-    originator_aet: str | None = None,
-    originator_id: int | None = None,
+    originator_aet: str | None,
+    originator_id: int | None,
 ) -> Any:
     """Return pynetdicom's primitive for a C-STORE request, whose setters check the values."""
     request = store_request(source.sop_class, source.sop_instance, message_id, priority)

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections import Counter
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -105,6 +106,29 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
                 return message.context_id, status
         return self.accept(message)
 
+    def get_pending(self, fields: frozenset[int]) -> Any:
+        """Wait for the next message of a C-FIND, C-GET or C-MOVE that is ours.
+
+        Parameters
+        ----------
+        fields : frozenset of int
+            The Command Fields of the responses that are waited for.
+
+        Returns
+        -------
+        tuple of (int, Pending, DIMSEPrimitive or None)
+            Like `get_msg`; a pending response that says nothing about its status but the numbers of sub-operations
+            has no primitive.
+        """
+        return self._next() or self._await(partial(self._accept_pending, fields))
+
+    def _accept_pending(self, fields: frozenset[int], message: engine.Message) -> Any:
+        if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
+            pending = messages.plain_pending(message, fields)
+            if pending is not None:
+                return message.context_id, pending
+        return self.accept(message)
+
     def _await(self, accept: Callable[[engine.Message], _QueueItem | None]) -> _QueueItem:
         """Wait for a message: who waits reads the socket itself."""
         timeout = self.dimse_timeout
@@ -134,6 +158,12 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             self._waiters -= 1
             if isinstance(dul, DULServiceProvider):
                 dul.rouse_reader()
+
+    def put_back(self, item: _QueueItem) -> None:
+        """Make what `get_msg` has returned the next that it returns."""
+        with self.msg_queue.mutex:
+            self.msg_queue.queue.appendleft(item)
+            self.msg_queue.not_empty.notify()
 
     def release_waiters(self) -> None:
         """The association is over: nobody needs to wait for a message until the DIMSE timeout."""

@@ -23,6 +23,9 @@ DATA_SET_FOLLOWS = 0x0001
 NO_DATA_SET = 0x0101
 C_STORE_RQ = 0x0001
 C_STORE_RSP = 0x8001
+C_FIND_RSP = 0x8020
+C_GET_RSP = 0x8010
+C_MOVE_RSP = 0x8021
 COMMAND_FIELD = 0x0100
 COMMAND_DATA_SET_TYPE = 0x0800
 
@@ -386,11 +389,18 @@ def store_request(sop_class: str, sop_instance: str, message_id: int, priority: 
 
 
 def encode_store_request(
-    sop_class: str, sop_instance: str, message_id: Any, priority: Any
+    sop_class: str,
+    sop_instance: str,
+    message_id: Any,
+    priority: Any,
+    originator_aet: Any = None,
+    originator_id: Any = None,
 ) -> bytes | None:
     """Return the command set of a C-STORE request with a data set, None if a value needs a closer look."""
     if not (
         type(message_id) is int
+        and (originator_aet is None or _is_plain_title(originator_aet))
+        and (originator_id is None or type(originator_id) is int)
         and priority in _PRIORITIES
         and _checks_uids_as_usual()
         and _conformant_uid(sop_class)
@@ -406,10 +416,24 @@ def encode_store_request(
                 0x0700: priority,
                 COMMAND_DATA_SET_TYPE: DATA_SET_FOLLOWS,
                 0x1000: sop_instance,
+                0x1030: originator_aet,
+                0x1031: originator_id,
             }
         )
     except engine.CommandError:
         return None
+
+
+# Nothing that a validator of pynetdicom would remove or refuse
+_is_title = re.compile(r"[A-Za-z0-9_.-]{1,16}").fullmatch
+
+
+def _is_plain_title(title: Any) -> bool:
+    return (
+        type(title) is str
+        and _is_title(title) is not None
+        and _config.VALIDATORS["AE"] is _validators.validate_ae
+    )
 
 
 def store_response(request: Any) -> Any:
@@ -453,6 +477,63 @@ def plain_store_status(message: engine.Message) -> int | None:
     ):
         return None
     return elements.get(0x0900)
+
+
+class Pending:
+    """A pending response to a C-FIND, C-GET or C-MOVE request.
+
+    Attributes
+    ----------
+    numbers : dict of int and int
+        *Status* and the numbers of sub-operations, by their elements.
+    identifier : bytes
+        The encoded identifier.
+    """
+
+    __slots__ = ("identifier", "numbers")
+
+    def __init__(self, numbers: dict[int, int], identifier: bytes) -> None:
+        self.numbers = numbers
+        self.identifier = identifier
+
+
+_PENDING_STATUSES = frozenset({0xFF00, 0xFF01})
+_PENDING_ELEMENTS = frozenset(
+    {
+        *(0x0002, COMMAND_FIELD, 0x0110, 0x0120, COMMAND_DATA_SET_TYPE, 0x0900),
+        *(0x1020, 0x1021, 0x1022, 0x1023),
+    }
+)
+_PENDING_NUMBERS = (0x0900, 0x1020, 0x1021, 0x1022, 0x1023)
+
+
+def plain_pending(message: engine.Message, fields: frozenset[int]) -> Pending | None:
+    """Return a message as a pending response without comments, None if it is anything else.
+
+    Parameters
+    ----------
+    message : engine.Message
+        The message.
+    fields : frozenset of int
+        The Command Fields of the responses that are meant.
+    """
+    try:
+        elements = engine.decode_command(message.command)
+    except engine.CommandError:
+        return None
+    if (
+        elements.get(COMMAND_FIELD) not in fields
+        or elements.get(0x0900) not in _PENDING_STATUSES
+        or 0x0120 not in elements
+        or not _PENDING_ELEMENTS.issuperset(elements)
+        or (
+            0x0002 in elements
+            and not (_checks_uids_as_usual() and _conformant_uid(elements[0x0002]))
+        )
+    ):
+        return None
+    numbers = {number: elements[number] for number in _PENDING_NUMBERS if number in elements}
+    return Pending(numbers, message.data or b"")
 
 
 def to_received_stock_message(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, cast
 
+from pydicom import dcmread
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID
 from pynetdicom import _handlers, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 
@@ -17,6 +19,8 @@ from fastpdu import engine
 from fastpdu.dimse_messages import OpenFile
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContext
 
@@ -29,6 +33,7 @@ PIXEL_DATA = Tag(0x7FE0, 0x0010)
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
 _STATUS = Tag(0x0000, 0x0900)
+_RESPONSE_TAGS = {tag.element: tag for tag in map(Tag, (0x0900, 0x1020, 0x1021, 0x1022, 0x1023))}
 
 
 class StoreSource:
@@ -66,6 +71,66 @@ class StoreSource:
         """Close the file."""
         if self.file is not None:
             os.close(self.file.fd)
+
+
+class StoredFile(Dataset):
+    """A Part 10 file in the place of the data set that a C-GET or C-MOVE sub-operation stores.
+
+    To pynetdicom it is a data set that is not empty, has a SOP Instance UID, and can be given to `send_c_store`.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file. It is not opened before it is sent, or its SOP Instance UID is asked for.
+    error : Exception, optional
+        Why it cannot be sent.
+    """
+
+    path: Any
+    error: Exception | None
+
+    def __init__(self, path: Any, error: Exception | None = None) -> None:
+        state = _blank_state({})
+        state.update(path=path, error=error)
+        vars(self).update(state)
+
+    def __bool__(self) -> bool:
+        return True
+
+    @property
+    def SOPInstanceUID(self) -> Any:
+        """The *SOP Instance UID*; not an attribute if the file has none, or cannot be read."""
+        try:
+            with open(self.path, "rb") as file:
+                found = engine.read_part10(file.read(HEAD_BYTES))
+            if found is not None and found.sop_instance is not None:
+                return UID(found.sop_instance)
+            head = dcmread(self.path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+        except Exception as error:
+            raise AttributeError(f"{os.fspath(self.path)}: {error}") from error
+        return head.SOPInstanceUID
+
+    def send(self, send_c_store: Callable[..., Dataset], *args: Any, **kwargs: Any) -> Dataset:
+        """Send the file.
+
+        Parameters
+        ----------
+        send_c_store : callable
+            The association's method.
+        *args, **kwargs
+            Its arguments after the path.
+
+        Raises
+        ------
+        RuntimeError
+            If it cannot be sent, with the path and the reason: that is what pynetdicom logs.
+        """
+        try:
+            if self.error is not None:
+                raise self.error
+            return send_c_store(self.path, *args, **kwargs)
+        except Exception as error:
+            raise RuntimeError(f"Unable to send {os.fspath(self.path)!s}: {error}") from error
 
 
 def store_source(assoc: Association, dataset: Any, chunked: bool) -> StoreSource | None:
@@ -270,20 +335,56 @@ def is_plain_response(response: Any) -> bool:
     )
 
 
-# What a new data set and its status element are made of: `Dataset()` itself takes longer than decoding the response
-_EMPTY = vars(Dataset())
-_EMPTY_DICTS = tuple(name for name, value in _EMPTY.items() if type(value) is dict)
-_SUCCESS = vars(DataElement(_STATUS, "US", 0x0000))
-
-
 def status_dataset(status: int) -> Dataset:
     """Return a data set with nothing but a *Status* (0000,0900)."""
-    element = DataElement.__new__(DataElement)
-    vars(element).update(_SUCCESS, _value=status)
+    return _dataset_of({_STATUS: status})
+
+
+def pending_dataset(numbers: dict[int, int]) -> Dataset:
+    """Return the status of a pending response as a data set.
+
+    Parameters
+    ----------
+    numbers : dict of int and int
+        *Status* (0000,0900) and the numbers of sub-operations (0000,1020) to (0000,1023), by their elements.
+    """
+    return _dataset_of({_RESPONSE_TAGS[number]: value for number, value in numbers.items()})
+
+
+# A new data set and a new element make a dozen checked assignments each. What comes out is copied from here instead.
+_BLANK = dict(vars(Dataset()))
+_BLANK_DICTS = tuple(name for name, value in _BLANK.items() if type(value) is dict)
+_NUMBER = dict(vars(DataElement(_STATUS, "US", 0)))
+
+
+def _blank_state(elements: dict[BaseTag, Any]) -> dict[str, Any]:
+    """Return the attributes of ``Dataset(elements)``."""
+    state = _BLANK.copy()
+    for name in _BLANK_DICTS:
+        state[name] = _BLANK[name].copy()
+    state["_dict"] = elements
+    return state
+
+
+def raw_dataset(elements: dict[BaseTag, RawDataElement]) -> Dataset:
+    """Return ``Dataset(elements)``.
+
+    Parameters
+    ----------
+    elements : dict of BaseTag and RawDataElement
+        The elements; the data set takes it over.
+    """
     dataset = Dataset.__new__(Dataset)
-    attributes = vars(dataset)
-    attributes.update(_EMPTY)
-    for name in _EMPTY_DICTS:
-        attributes[name] = _EMPTY[name].copy()
-    attributes["_dict"][_STATUS] = element
+    vars(dataset).update(_blank_state(elements))
     return dataset
+
+
+def _dataset_of(numbers: dict[BaseTag, int]) -> Dataset:
+    """Return a data set of US elements."""
+    elements: dict[BaseTag, Any] = {}
+    for tag, number in numbers.items():
+        element = elements[tag] = DataElement.__new__(DataElement)
+        vars(element).update(_NUMBER)
+        element.tag = tag
+        element._value = number
+    return raw_dataset(elements)

@@ -12,7 +12,18 @@ from typing import Any
 import pytest
 
 import fastpdu
-from fastpdu.bench import associations, child, floor, idle, memory, pair, peers, verify
+from fastpdu.bench import (
+    associations,
+    child,
+    find,
+    floor,
+    idle,
+    memory,
+    pair,
+    peers,
+    retrieve,
+    verify,
+)
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance, Series, make_series, read_series
 
@@ -61,6 +72,30 @@ def test_store_rows_verify_and_measure(series: Series, name: str) -> None:
             association.release()
     assert verifier.finish() == "SHA-256 of 4"
     touch.check(verifier.samples)
+
+
+@pytest.mark.parametrize("name", [name for name in retrieve.ROWS if name != "floor"])
+def test_retrieve_rows_verify_and_measure(series: Series, name: str) -> None:
+    row = retrieve.Retrieve(name, series, 1, pair.DEFAULT_PDU)
+    assert row.verify() == "SHA-256 of 4"
+    assert row.measure() > 0
+
+
+def test_retrieve_row_notices_a_lost_image(series: Series) -> None:
+    row = retrieve.Retrieve("get", series, 1, pair.DEFAULT_PDU)
+    row.verify()
+    broken = Series(series.directory, (*series.instances[:3], series.instances[0]), made=True)
+    wrong = retrieve.Retrieve("get", broken, 1, pair.DEFAULT_PDU)
+    wrong._expected = row._expected
+    with pytest.raises(BenchError, match="image 4 arrived changed"):
+        wrong.measure()
+
+
+@pytest.mark.parametrize("name", find.ROWS)
+def test_find_rows_verify_and_measure(name: str) -> None:
+    row = find.Find(name, [find.match(number) for number in range(30)])
+    assert row.verify() == "SHA-256 of the elements of 30"
+    assert row.measure() > 0
 
 
 @pytest.mark.parametrize("name", pair.TRANSPORTS)

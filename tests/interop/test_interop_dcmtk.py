@@ -245,6 +245,59 @@ def test_getscu(world: kit.World, tmp_path: Path) -> None:
     fast_road(delta, 11)
 
 
+@pytest.mark.skipif(KIND != "fast", reason="an extension of the fast ends")
+@pytest.mark.parametrize("chosen", [str, Path], ids=["str", "Path"])
+def test_getscu_of_paths(world: kit.World, files: data.Files, tmp_path: Path, chosen: Any) -> None:
+    """The files go out as they are."""
+    paths = [files.made(number, 300_000) for number in range(1, 6)]
+
+    def handler(event: evt.Event) -> Iterator[Any]:
+        yield len(paths)
+        for path in paths:
+            yield 0xFF00, chosen(path)
+
+    server = world.serve(
+        [(data.CT, data.EXPLICIT), data.STUDY_GET], [(evt.EVT_C_GET, handler)], roles=True
+    )
+    with kit.road_delta() as delta:
+        peers.run(
+            "getscu",
+            *("-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2"),
+            *("+B", "-od", tmp_path, "127.0.0.1", server.port),
+        )
+        server.quiet()
+    got = sorted(map(peers.part10_key, tmp_path.iterdir()))
+    assert got == sorted(map(peers.part10_key, paths))
+    fast_road(delta, 11)
+
+
+@pytest.mark.skipif(KIND != "fast", reason="an extension of the fast ends")
+def test_movescu_of_paths(world: kit.World, files: data.Files, tmp_path: Path) -> None:
+    port = peers.free_port()
+    paths = [files.made(number, 300_000) for number in range(1, 6)]
+
+    def handler(event: evt.Event) -> Iterator[Any]:
+        yield ("127.0.0.1", port)
+        yield len(paths)
+        for path in paths:
+            yield 0xFF00, path
+
+    ae = kit.make_ae(KIND, "MOVER")
+    ae.add_requested_context(data.CT, data.EXPLICIT)
+    server = world.serve([data.STUDY_MOVE], [(evt.EVT_C_MOVE, handler)], ae=ae)
+    with kit.road_delta() as delta:
+        peers.run(
+            "movescu",
+            *("-S", "-k", "QueryRetrieveLevel=STUDY", "-k", "StudyInstanceUID=1.2"),
+            *("+P", port, "-aem", "MOVESCU", "+B", "127.0.0.1", server.port),
+            cwd=tmp_path,
+        )
+        server.quiet()
+    got = sorted(map(peers.part10_key, tmp_path.iterdir()))
+    assert got == sorted(map(peers.part10_key, paths))
+    fast_road(delta, 16)
+
+
 def test_movescu(world: kit.World, tmp_path: Path) -> None:
     """movescu receives on a port of its own what our C-MOVE SCP sends."""
     port = peers.free_port()

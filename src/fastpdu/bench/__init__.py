@@ -6,4 +6,4 @@
 from __future__ import annotations
 
 #: Name of each benchmark; the module of this package has the same name.
-QUESTIONS = ("ct1000", "small", "idle", "associations", "memory", "stall")
+QUESTIONS = ("ct1000", "small", "idle", "associations", "memory", "retrieve", "find", "stall")

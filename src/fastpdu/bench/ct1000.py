@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
-import hashlib
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastpdu.bench import floor, pair, peers, verify
+from fastpdu.bench import pair, peers, verify
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.options import positive, row_names
-from fastpdu.bench.progress import Progress, progress
+from fastpdu.bench.progress import progress
 from fastpdu.bench.report import Goal, Report, Row
+from fastpdu.bench.runners import Floor, Runner, measure
 from fastpdu.bench.series import Series, ct_series, first
 
 SUMMARY = "1000 CT over one association in one process, beside the raw-socket floor (the default)"
@@ -53,47 +51,7 @@ _VERIFYING = 0.002
 _MAKING = 0.003
 
 
-class _Runner:
-    """Measures one row."""
-
-    label = ""
-    note = ""
-
-    def __init__(self, name: str, series: Series, runs: int, pdu: int) -> None:
-        self.name = name
-        self.series = series
-        self.runs = runs
-        self.pdu = pdu
-
-    def verify(self) -> str:
-        """Send everything once, untimed, and compare digests; return what was compared."""
-        raise NotImplementedError
-
-    def measure(self) -> float:
-        """Return the seconds of one run."""
-        raise NotImplementedError
-
-    def row(self) -> Row:
-        """Return the row, without samples."""
-        return Row(self.name, self.label, "s", len(self.series), note=self.note)
-
-
-class _Floor(_Runner):
-    label = "raw-socket floor"
-    note = "no DICOM; read, sendall, recv_into, a reply of 100 bytes"
-
-    def verify(self) -> str:
-        received = floor.digests_received(self.series.instances)
-        for instance, digest in zip(self.series.instances, received, strict=True):
-            if hashlib.sha256(Path(instance.path).read_bytes()).digest() != digest:
-                raise BenchError(f"{instance.path} arrived changed")
-        return verify.summary(len(received), 0)
-
-    def measure(self) -> float:
-        return floor.measure(self.series.instances)
-
-
-class _Store(_Runner):
+class _Store(Runner):
     def __init__(self, name: str, series: Series, runs: int, pdu: int) -> None:
         super().__init__(name, series, runs, pdu)
         self.label = "fastpdu" if name == "fastpdu" else "pynetdicom, stock"
@@ -129,7 +87,7 @@ class _Store(_Runner):
         return elapsed
 
 
-class _Dcmtk(_Runner):
+class _Dcmtk(Runner):
     note = "two processes, their start included; the receiver writes files"
 
     def __init__(self, name: str, series: Series, runs: int, pdu: int, tools: peers.Dcmtk) -> None:
@@ -220,8 +178,8 @@ def check_arguments(args: argparse.Namespace) -> None:
                 )
 
 
-def _runners(args: argparse.Namespace, series: Series, notes: list[str]) -> list[_Runner]:
-    runners: list[_Runner] = []
+def _runners(args: argparse.Namespace, series: Series, notes: list[str]) -> list[Runner]:
+    runners: list[Runner] = []
     tools = peers.find_dcmtk()
     for name in args.rows or ROWS:
         part, runs = series, args.runs
@@ -229,7 +187,7 @@ def _runners(args: argparse.Namespace, series: Series, notes: list[str]) -> list
             images, most = REDUCED[name]
             part, runs = first(series, images), min(runs, most)
         if name == "floor":
-            runners.append(_Floor(name, part, runs, args.pdu))
+            runners.append(Floor(name, part, runs, args.pdu))
         elif name in pair.TRANSPORTS:
             runners.append(_Store(name, part, runs, args.pdu))
         elif tools is None:
@@ -264,32 +222,15 @@ def run(args: argparse.Namespace) -> Report:
             ct_series(args.files, args.count, keep=args.keep, on_image=lambda: bar.advance(_MAKING))
         )
         runners = _runners(args, series, report.notes)
-        rows = _measure(runners, args.runs, bar)
+        rows = measure(
+            runners,
+            args.runs,
+            bar,
+            verifying=lambda runner: len(runner.series) * (_EXPECTED[runner.name] + _VERIFYING),
+            running=lambda runner: len(runner.series) * _EXPECTED[runner.name],
+        )
     _fill(report, args, series, rows)
     return report
-
-
-def _measure(runners: list[_Runner], runs: int, bar: Progress) -> list[Row]:
-    rows = {runner.name: runner.row() for runner in runners}
-    for runner in runners:
-        # The pass that compares digests also fills the page cache, for all rows alike.
-        bar.phase(f"{runner.label}: comparing digests")
-        rows[runner.name].verified = runner.verify()
-        count = len(runner.series)
-        bar.advance(count * (_EXPECTED[runner.name] + _VERIFYING))
-    for number in range(runs):
-        for runner in runners:
-            if number >= runner.runs:
-                continue
-            bar.phase(f"{runner.label}: run {number + 1} of {runner.runs}")
-            # The garbage of one row is not collected in the time of the next.
-            gc.collect()
-            cpu = time.process_time()
-            rows[runner.name].samples.append(runner.measure())
-            spent = time.process_time() - cpu
-            rows[runner.name].details.setdefault("cpu_samples", []).append(spent)
-            bar.advance(len(runner.series) * _EXPECTED[runner.name])
-    return list(rows.values())
 
 
 def _per_1000(row: Row) -> float | None:

@@ -7,15 +7,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pynetdicom import AE, evt
+from pydicom.dataset import Dataset
+from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
-from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+    Verification,
+)
 
 import fastpdu
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance
 
-__all__ = ["DEFAULT_PDU", "associate", "rides_fastpdu", "scp", "send", "transport"]
+__all__ = ["DEFAULT_PDU", "associate", "retrieve", "rides_fastpdu", "scp", "send", "transport"]
 
 DEFAULT_PDU = 16382
 TRANSPORTS = ("fastpdu", "stock")
@@ -57,7 +62,14 @@ def rides_fastpdu(association: Association) -> bool:
 
 @contextlib.contextmanager
 def scp(
-    handler: Handler | None, contexts: Contexts = (), *, pdu: int = DEFAULT_PDU, maximum: int = 10
+    handler: Handler | None,
+    contexts: Contexts = (),
+    *,
+    pdu: int = DEFAULT_PDU,
+    maximum: int = 10,
+    handlers: Sequence[Any] = (),
+    destination: Contexts = (),
+    roles: bool = False,
 ) -> Iterator[int]:
     """Run a storage and verification SCP on a free port.
 
@@ -71,6 +83,12 @@ def scp(
         The maximum PDU length that is announced.
     maximum : int
         How many associations may be open at once.
+    handlers : sequence of (event, handler)
+        Other handlers.
+    destination : sequence of (SOP class, transfer syntax)
+        What is proposed to the destination of a C-MOVE.
+    roles : bool
+        Whether the requestor may be SCP of the contexts, as C-GET needs it.
 
     Yields
     ------
@@ -86,9 +104,14 @@ def scp(
     entity.dimse_timeout = 120
     entity.add_supported_context(Verification)
     for sop_class, syntax in contexts:
-        entity.add_supported_context(sop_class, syntax)
-    handlers: list[Any] = [] if handler is None else [(evt.EVT_C_STORE, handler)]
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        role = True if roles else None
+        entity.add_supported_context(sop_class, syntax, scu_role=role, scp_role=role)
+    for sop_class, syntax in destination:
+        entity.add_requested_context(sop_class, syntax)
+    bound = list(handlers)
+    if handler is not None:
+        bound.append((evt.EVT_C_STORE, handler))
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=bound)
     if server is None or server.socket is None:
         raise BenchError("the SCP did not start")
     try:
@@ -105,6 +128,7 @@ def associate(
     title: str = "BENCH-SCU",
     called: str = "ANY-SCP",
     fast: bool | None = None,
+    handler: Handler | None = None,
 ) -> Association:
     """Open an association to an SCP of `scp`.
 
@@ -122,6 +146,8 @@ def associate(
         The called AE title.
     fast : bool, optional
         Make sure that the association uses the fast transport, or that it does not.
+    handler : callable, optional
+        The EVT_C_STORE handler of a C-GET: the SCP role is asked for.
 
     Returns
     -------
@@ -136,7 +162,15 @@ def associate(
         entity.add_requested_context(sop_class, syntax)
     if not contexts:
         entity.add_requested_context(Verification)
-    association = entity.associate("127.0.0.1", port, ae_title=called, max_pdu=pdu)
+    roles = {sop_class for sop_class, _ in contexts} if handler is not None else ()
+    association = entity.associate(
+        "127.0.0.1",
+        port,
+        ae_title=called,
+        max_pdu=pdu,
+        ext_neg=[build_role(sop_class, scu_role=True, scp_role=True) for sop_class in roles],
+        evt_handlers=[] if handler is None else [(evt.EVT_C_STORE, handler)],
+    )
     if not association.is_established:
         raise BenchError("the SCP did not accept the association")
     accepted = {
@@ -190,3 +224,34 @@ def echo(association: Association, count: int) -> float:
         if not status or status.Status != 0x0000:
             raise BenchError(f"C-ECHO failed: {_describe(status)}")
     return time.perf_counter() - start
+
+
+def retrieve(association: Association, *, moves: bool) -> tuple[float, Dataset]:
+    """Retrieve all that the archive has.
+
+    Parameters
+    ----------
+    association : Association
+        An established association with an SCP whose handler knows what to do.
+    moves : bool
+        C-MOVE; else C-GET.
+
+    Returns
+    -------
+    float, pydicom.dataset.Dataset
+        The seconds from the request to the last response, and its status.
+    """
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "STUDY"
+    identifier.StudyInstanceUID = "1.2.3"
+    status = Dataset()
+    start = time.perf_counter()
+    if moves:
+        responses = association.send_c_move(
+            identifier, "BENCH-SCP", StudyRootQueryRetrieveInformationModelMove
+        )
+    else:
+        responses = association.send_c_get(identifier, StudyRootQueryRetrieveInformationModelGet)
+    for status, _ in responses:  # noqa: B007
+        pass
+    return time.perf_counter() - start, status

@@ -1,0 +1,104 @@
+"""Rows that are measured in turns: each is verified once, then timed."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fastpdu.bench import floor, verify
+from fastpdu.bench.errors import BenchError
+from fastpdu.bench.progress import Progress
+from fastpdu.bench.report import Row
+from fastpdu.bench.series import Series
+
+__all__ = ["Floor", "Runner", "measure"]
+
+
+class Runner:
+    """Measures one row."""
+
+    label = ""
+    note = ""
+
+    def __init__(self, name: str, series: Series, runs: int, pdu: int) -> None:
+        self.name = name
+        self.series = series
+        self.runs = runs
+        self.pdu = pdu
+
+    def verify(self) -> str:
+        """Send everything once, untimed, and compare digests; return what was compared."""
+        raise NotImplementedError
+
+    def measure(self) -> float:
+        """Return the seconds of one run."""
+        raise NotImplementedError
+
+    def row(self) -> Row:
+        """Return the row, without samples."""
+        return Row(self.name, self.label, "s", len(self.series), note=self.note)
+
+
+class Floor(Runner):
+    label = "raw-socket floor"
+    note = "no DICOM; read, sendall, recv_into, a reply of 100 bytes"
+
+    def verify(self) -> str:
+        received = floor.digests_received(self.series.instances)
+        for instance, digest in zip(self.series.instances, received, strict=True):
+            if hashlib.sha256(Path(instance.path).read_bytes()).digest() != digest:
+                raise BenchError(f"{instance.path} arrived changed")
+        return verify.summary(len(received), 0)
+
+    def measure(self) -> float:
+        return floor.measure(self.series.instances)
+
+
+def measure(
+    runners: Sequence[Runner],
+    runs: int,
+    bar: Progress,
+    *,
+    verifying: Callable[[Runner], float],
+    running: Callable[[Runner], float],
+) -> list[Row]:
+    """Verify every row, and measure them in turns.
+
+    Parameters
+    ----------
+    runners : sequence of Runner
+        The rows.
+    runs : int
+        How often to measure; a runner may want fewer.
+    bar : Progress
+        Is moved.
+    verifying, running : callable
+        What the verification and a run of a row are worth in the bar.
+
+    Returns
+    -------
+    list of Row
+        With their samples.
+    """
+    rows = {runner.name: runner.row() for runner in runners}
+    for runner in runners:
+        # The pass that compares digests also fills the page cache, for all rows alike.
+        bar.phase(f"{runner.label}: comparing digests")
+        rows[runner.name].verified = runner.verify()
+        bar.advance(verifying(runner))
+    for number in range(runs):
+        for runner in runners:
+            if number >= runner.runs:
+                continue
+            bar.phase(f"{runner.label}: run {number + 1} of {runner.runs}")
+            # The garbage of one row is not collected in the time of the next.
+            gc.collect()
+            cpu = time.process_time()
+            rows[runner.name].samples.append(runner.measure())
+            spent = time.process_time() - cpu
+            rows[runner.name].details.setdefault("cpu_samples", []).append(spent)
+            bar.advance(running(runner))
+    return list(rows.values())

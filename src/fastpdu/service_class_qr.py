@@ -1,0 +1,202 @@
+"""The services that answer with many responses as SCP: C-FIND, C-GET and C-MOVE.
+
+What is answered, counted and logged is pynetdicom's own code. Here are its handlers' results before it sees them:
+a path becomes something that it takes for a data set, and an ordinary match is sent at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, cast
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pynetdicom import service_class as stock
+from pynetdicom._globals import STATUS_PENDING
+from pynetdicom.dimse_primitives import C_FIND, C_GET, C_MOVE
+from pynetdicom.service_class_n import UnifiedProcedureStepServiceClass
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    CompositeInstanceRetrieveWithoutBulkDataGet,
+    uid_to_service_class,
+)
+
+from fastpdu import identifiers
+from fastpdu.dimse import DIMSEServiceProvider
+from fastpdu.dimse_messages import Encoded, encode_primitive
+from fastpdu.dsutils import StoredFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContext
+
+# That of `Association._serve_request`
+LOGGER = logging.getLogger("pynetdicom.association")
+
+_REQUESTS = (C_FIND, C_GET, C_MOVE)
+_SERVICES = (stock.QueryRetrieveServiceClass, UnifiedProcedureStepServiceClass)
+
+
+class ServiceClassMixin(stock.ServiceClass):
+    """What one of pynetdicom's service classes does differently here."""
+
+    # Of a C-FIND: how its matches are sent
+    _matches: _Matches | None = None
+    # Whether the files of a C-GET have to be decoded
+    _removes_bulk_data = False
+
+    def _c_find_scp(self, req: C_FIND, context: PresentationContext) -> None:
+        """Serve a C-FIND request; see pynetdicom."""
+        if not stock.LOGGER.isEnabledFor(logging.INFO):
+            self._matches = _Matches(self, req, context)
+        super()._c_find_scp(req, context)
+
+    def _get_scp(self, req: C_GET, context: PresentationContext) -> None:
+        """Serve a C-GET request; see pynetdicom."""
+        self._removes_bulk_data = (
+            context.abstract_syntax == CompositeInstanceRetrieveWithoutBulkDataGet
+        )
+        cast(Any, super())._get_scp(req, context)
+
+    def _wrap_handler(self, handler: Iterator[Any]) -> Iterator[Any]:
+        """Wrap a generator handler to catch exceptions; see pynetdicom."""
+        results = cast("Iterator[Any]", super()._wrap_handler(handler))
+        if self._matches is not None:
+            return self._matches.send(results)
+        return self._with_files(results)
+
+    def _with_files(self, results: Iterator[Any]) -> Iterator[Any]:
+        """Put what pynetdicom takes for a data set in the place of each path."""
+        for result, error in results:
+            if error is None and isinstance(result, (tuple, list)) and len(result) == 2:
+                status, item = result
+                if isinstance(item, (str, os.PathLike)):
+                    yield (status, self._stored(item)), None
+                    continue
+            yield result, error
+
+    def _stored(self, path: Any) -> Dataset:
+        """Return a file as what pynetdicom can store."""
+        if self._removes_bulk_data:
+            try:
+                return dcmread(path)
+            except Exception as error:
+                return StoredFile(path, error)
+        return StoredFile(path)
+
+
+class _Matches:
+    """Sends the ordinary matches of a C-FIND: one response for all, with another identifier each time.
+
+    Parameters
+    ----------
+    service : ServiceClassMixin
+        The service class.
+    request : pynetdicom.dimse_primitives.C_FIND
+        The request.
+    context : pynetdicom.presentation.PresentationContext
+        The presentation context that it came under.
+    """
+
+    def __init__(self, service: Any, request: C_FIND, context: PresentationContext) -> None:
+        self._service = service
+        self._context_id = cast(int, context.context_id)
+        syntax = context.transfer_syntax[0]
+        self._encodes = syntax.is_little_endian and not syntax.is_deflated
+        self._implicit = syntax.is_implicit_VR
+        response = C_FIND()
+        response.MessageID = request.MessageID
+        response.MessageIDBeingRespondedTo = request.MessageID
+        response.AffectedSOPClassUID = request.AffectedSOPClassUID
+        self._response = response
+        self._commands: dict[int, bytes] = {}
+
+    def send(self, results: Iterator[Any]) -> Iterator[Any]:
+        """Send matches until there is a result that pynetdicom has to see, and give it that."""
+        ordinary = self._encodes
+        for result, error in results:
+            if ordinary and error is None and type(result) is tuple and len(result) == 2:
+                if self._send(*result):
+                    continue
+                # Comments in a status data set go with all responses that follow
+                ordinary = type(result[0]) is int
+            yield result, error
+
+    def _send(self, status: Any, match: Any) -> bool:
+        service = self._service
+        if (
+            type(status) is not int
+            or service.statuses.get(status, ("",))[0] != STATUS_PENDING
+            or not service.assoc.is_established
+        ):
+            return False
+        data = identifiers.encode(match, self._implicit)
+        if not data:
+            return False
+        response = self._response
+        response.Status = status
+        # All responses with a status have the same command set
+        command = self._commands.get(status)
+        if command is None:
+            response.Identifier = BytesIO(data)
+            command = self._commands[status] = encode_primitive(response, self._context_id).command
+        dimse = service.dimse
+        if not isinstance(dimse, DIMSEServiceProvider) or not dimse.send_encoded(
+            self._context_id, Encoded(command, data)
+        ):
+            response.Identifier = BytesIO(data)
+            dimse.send_msg(response, self._context_id)
+        return True
+
+
+def serve(assoc: Association, request: Any, context_id: int) -> bool:
+    """Serve a C-FIND, C-GET or C-MOVE request like `Association._serve_request` does.
+
+    Parameters
+    ----------
+    assoc : pynetdicom.association.Association
+        The association, on its own thread.
+    request : pynetdicom.dimse_primitives.DIMSEPrimitive
+        The request.
+    context_id : int
+        The presentation context ID that it came under.
+
+    Returns
+    -------
+    bool
+        False if pynetdicom's own code has to serve the request; nothing has been done then.
+    """
+    if type(request) not in _REQUESTS or assoc._sent_release or not request.is_valid_request:
+        return False
+    context = assoc._accepted_cx.get(context_id)
+    if context is None or assoc.acceptor.accepted_common_extended:
+        return False
+    service = uid_to_service_class(request.AffectedSOPClassUID)
+    if not issubclass(service, _SERVICES):
+        return False
+    try:
+        assoc.dimse.cancel_req = {}
+        # The handler, or a C-GET, calls the send_* methods
+        assoc._is_paused = True
+        fast_class(service)(assoc).SCP(request, context)
+        assoc._is_paused = False
+        assoc.dimse.cancel_req = {}
+    except Exception as error:
+        LOGGER.exception(error)
+        assoc.abort()
+    return True
+
+
+_FAST_CLASSES: dict[type[stock.ServiceClass], type[stock.ServiceClass]] = {}
+
+
+def fast_class(service: type[stock.ServiceClass]) -> type[stock.ServiceClass]:
+    """Return the subclass of a service class that does it our way."""
+    if service not in _FAST_CLASSES:
+        _FAST_CLASSES[service] = type(
+            service.__name__, (ServiceClassMixin, service), {"__module__": service.__module__}
+        )
+    return _FAST_CLASSES[service]
