@@ -55,6 +55,8 @@ static inline int64_t fp_now(void)
 
 static inline int fp_dup(int fd) { (void)fd; return -ENOSYS; }
 static inline void fp_close(int fd) { (void)fd; }
+static inline int fp_open(const char *path) { (void)path; return -ENOSYS; }
+static inline int64_t fp_size(int fd) { (void)fd; return -ENOSYS; }
 static inline int64_t fp_recvv(int fd, fp_iov *v, int n) { (void)fd; (void)v; (void)n; return -ENOSYS; }
 static inline int64_t fp_sendv(int fd, fp_iov *v, int n) { (void)fd; (void)v; (void)n; return -ENOSYS; }
 static inline int64_t fp_pread(int fd, void *p, size_t n, int64_t at)
@@ -171,6 +173,23 @@ static inline int64_t fp_sendv(int fd, fp_iov *v, int n)
     m.msg_iovlen = n;
     r = sendmsg(fd, &m, flags);
     return r < 0 ? fp_failed() : r;
+}
+
+/* Open a file for reading: a descriptor, or a negative errno. */
+static inline int fp_open(const char *path)
+{
+    int fd;
+    do
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+    while (fd < 0 && errno == EINTR);
+    return fd < 0 ? (int)fp_failed() : fd;
+}
+
+/* Bytes of a file, or a negative errno. Its position moves to the end. */
+static inline int64_t fp_size(int fd)
+{
+    off_t r = lseek(fd, 0, SEEK_END);
+    return r < 0 ? fp_failed() : (int64_t)r;
 }
 
 static inline int64_t fp_pread(int fd, void *p, size_t n, int64_t at)

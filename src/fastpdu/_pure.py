@@ -59,9 +59,11 @@ __all__ = [
     "PeerClosed",
     "ProtocolError",
     "SocketConnection",
+    "close_file",
     "connect",
     "decode_command",
     "encode_command",
+    "open_head",
     "read_part10",
 ]
 
@@ -2366,6 +2368,44 @@ _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # PS3.5 7.1.2
 _UID_CHARACTERS = frozenset(b"0123456789.")
+
+
+def open_head(path: str | os.PathLike[str], limit: int) -> tuple[int, int, bytes]:
+    """Open a file and read its first bytes.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file.
+    limit : int
+        How many bytes to read at most.
+
+    Returns
+    -------
+    tuple of (int, int, bytes)
+        A descriptor, which the caller closes with `close_file`; the length of the file; its first bytes.
+
+    Raises
+    ------
+    OSError
+        If it cannot be opened or read, or has no length (a pipe).
+    TypeError, ValueError
+        If `path` is not one, or `limit` is negative.
+    """
+    if limit < 0:
+        raise ValueError(f"limit must not be negative: {limit}")
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        head = os.read(fd, limit)
+        return fd, os.lseek(fd, 0, os.SEEK_END), head
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def close_file(fd: int) -> None:
+    """Close a descriptor of `open_head`."""
+    os.close(fd)
 
 
 def read_part10(head: bytes) -> Part10 | None:

@@ -430,9 +430,10 @@ def _store_request(
     request = store_request(source.sop_class, source.sop_instance, message_id, priority)
     request.MoveOriginatorApplicationEntityTitle = originator_aet
     request.MoveOriginatorMessageID = originator_id
-    request._dataset_path = source.file
     if source.file is None:
         request.DataSet = BufferList(source.data)
+    else:
+        request._dataset_path = (source.file.path, source.file.offset)
     return request
 
 

@@ -96,6 +96,13 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         int, DIMSEPrimitive or None
             The status, if the answer is a response that says nothing else; any other message; None if none came.
         """
+        dul = self.dul
+        if isinstance(dul, DULServiceProvider) and dul.is_direct:
+            message = dul.direct.take_answer()
+            if message is not None:
+                item = dul.in_context(self._accept_store_answer, message)
+                if item is not None:
+                    return item[1]
         item = self._next() or self._await(self._accept_store_answer)
         return item[1]
 

@@ -222,27 +222,26 @@ class Encoded:
         return isinstance(self.file, OpenFile) or type(self.data) is list
 
 
-class OpenFile(tuple[Any, int]):
-    """pynetdicom's (path, offset) of a data set in a file, with the file open.
+class OpenFile:
+    """A data set in a file that is open.
 
     Attributes
     ----------
+    path : str or PathLike
+        The file.
+    offset, length : int
+        Where the data set is in it.
     fd : int
         The descriptor, closed by who opened it.
-    length : int
-        Bytes of the data set.
     """
 
-    fd: int
-    length: int
+    __slots__ = ("fd", "length", "offset", "path")
 
-    @classmethod
-    def of(cls, path: Any, offset: int, fd: int, length: int) -> OpenFile:
-        """Make one."""
-        self = cls((path, offset))
+    def __init__(self, path: Any, offset: int, fd: int, length: int) -> None:
+        self.path = path
+        self.offset = offset
         self.fd = fd
         self.length = length
-        return self
 
 
 def layout_of(primitive: Any) -> _Layout:

@@ -120,7 +120,7 @@ class DirectMode:
                 context_id,
                 message.command,
                 file.fd,
-                file[1],
+                file.offset,
                 file.length,
                 max_pdu=max_pdu,
                 timeout=timeout,
@@ -171,7 +171,6 @@ class DirectMode:
                     return None
             finally:
                 self._wanted -= 1
-        self._reads += 1
         try:
             connection: Any = dul.connection
             while dul.is_direct and not until():
@@ -183,10 +182,32 @@ class DirectMode:
                     return message
             return None
         finally:
-            self._lease_until = time.monotonic() + LEASE
-            self.token.release()
-            if self._parked_for_long:
-                dul.roused.set()
+            self._release()
+
+    def take_answer(self) -> engine.Message | None:
+        """Take the answer to what has just been sent, if it is there already, as it mostly is: a request lingers.
+
+        Returns
+        -------
+        engine.Message or None
+            None also if a message came before it: `read` has to sort that out.
+        """
+        dul = self._dul
+        if not self.token.acquire(blocking=False):
+            return None
+        dimse: Any = dul.assoc.dimse
+        try:
+            if dul.is_direct and not dimse.msg_queue.queue:
+                message = dul.take_message(cast(engine.Connection, dul.connection), 0, True)
+                if not isinstance(message, int):
+                    if dimse.sink is None:
+                        return message
+                    dul.deliver(message)
+        except (engine.ProtocolError, OSError) as error:
+            self._reading_failed(error)
+        finally:
+            self._release()
+        return None
 
     def poll(self) -> None:
         """Take what has arrived, without waiting: a handler wants to know about a C-CANCEL."""
@@ -279,18 +300,13 @@ class DirectMode:
         dul = self._dul
         connection: Any = dul.connection
         try:
-            outcome: engine.Message | int = engine.TIMEOUT
-            if awaited and dul.may_stay_direct():
-                # Mostly the answer is there: a request lingers until it is
-                outcome = dul.take_message(connection, 0, awaited)
-            if outcome == engine.TIMEOUT:
-                if not connection.in_message:
-                    if connection.wait(timeout, awaited=awaited) != engine.READY:
-                        return None
-                    if not dul.may_stay_direct():
-                        dul.leave_direct()
-                        return None
-                outcome = dul.take_message(connection, 0 if timeout == 0 else None, awaited)
+            if not connection.in_message:
+                if connection.wait(timeout, awaited=awaited) != engine.READY:
+                    return None
+                if not dul.may_stay_direct():
+                    dul.leave_direct()
+                    return None
+            outcome = dul.take_message(connection, 0 if timeout == 0 else None, awaited)
             if not isinstance(outcome, int):
                 if getattr(dul.assoc.dimse, "sink", None) is None:
                     return outcome
@@ -299,10 +315,21 @@ class DirectMode:
             elif outcome == engine.OTHER:
                 dul.leave_direct()
         except (engine.ProtocolError, OSError) as error:
-            # The reactor will do what pynetdicom does about it
-            dul.unread_failure = error
-            dul.leave_direct()
+            self._reading_failed(error)
         return None
+
+    def _release(self) -> None:
+        """Give the read token back: who has read once will read again soon."""
+        self._lease_until = time.monotonic() + LEASE
+        self._reads += 1
+        self.token.release()
+        if self._parked_for_long:
+            self._dul.roused.set()
+
+    def _reading_failed(self, error: Exception) -> None:
+        """Leave it to the reactor to do what pynetdicom does about it."""
+        self._dul.unread_failure = error
+        self._dul.leave_direct()
 
 
 def _remaining(deadline: float | None, never: Any) -> Any:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 # A Part 10 file's meta information and the elements up to (0008,0018) fit into this
 HEAD_BYTES = 4096
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 # From this size on it is worth the trouble not to copy the pixel data
 MIN_UNJOINED = 64 * 1024
 PIXEL_DATA = Tag(0x7FE0, 0x0010)
@@ -70,7 +69,7 @@ class StoreSource:
     def close(self) -> None:
         """Close the file."""
         if self.file is not None:
-            os.close(self.file.fd)
+            engine.close_file(self.file.fd)
 
 
 class StoredFile(Dataset):
@@ -170,37 +169,28 @@ def _from_file(assoc: Association, path: Any, chunked: bool) -> StoreSource | No
     if not isinstance(path, (str, os.PathLike)):
         return None
     try:
-        fd = os.open(path, _READ)
+        fd, size, head = engine.open_head(path, HEAD_BYTES)
     except (OSError, TypeError, ValueError):
         # pynetdicom raises what its users know
         return None
     source = None
     try:
-        source = _from_open_file(assoc, path, fd, chunked)
+        found = engine.read_part10(head)
+        if found is None or size < found.offset:
+            return None
+        sop_class = found.media_sop_class if chunked else found.sop_class
+        sop_instance = found.media_sop_instance if chunked else found.sop_instance
+        if sop_class is None or sop_instance is None:
+            return None
+        context = exact_context(assoc, sop_class, found.transfer_syntax)
+        if context is not None:
+            offset = found.offset
+            file = OpenFile(path, offset, fd, size - offset)
+            source = StoreSource(sop_class, sop_instance, context.context_id, file)
+        return source
     finally:
         if source is None:
-            os.close(fd)
-    return source
-
-
-def _from_open_file(assoc: Association, path: Any, fd: int, chunked: bool) -> StoreSource | None:
-    try:
-        found = engine.read_part10(os.read(fd, HEAD_BYTES))
-        # (cheaper than a stat; nobody uses the position)
-        size = os.lseek(fd, 0, os.SEEK_END)
-    except OSError:
-        return None
-    if found is None or size < found.offset:
-        return None
-    sop_class = found.media_sop_class if chunked else found.sop_class
-    sop_instance = found.media_sop_instance if chunked else found.sop_instance
-    if sop_class is None or sop_instance is None:
-        return None
-    context = exact_context(assoc, sop_class, found.transfer_syntax)
-    if context is None:
-        return None
-    file = OpenFile.of(path, found.offset, fd, size - found.offset)
-    return StoreSource(sop_class, sop_instance, context.context_id, file)
+            engine.close_file(fd)
 
 
 def exact_context(assoc: Any, sop_class: str, transfer_syntax: str) -> Any:

@@ -39,9 +39,11 @@ __all__ = [
     "PeerClosed",
     "ProtocolError",
     "SocketConnection",
+    "close_file",
     "connect",
     "decode_command",
     "encode_command",
+    "open_head",
     "read_part10",
 ]
 
@@ -107,9 +109,11 @@ if TYPE_CHECKING or BACKEND == "compiled":
         PeerClosed,
         ProtocolError,
         SocketConnection,
+        close_file,
         connect,
         decode_command,
         encode_command,
+        open_head,
         read_part10,
     )
 else:
@@ -135,8 +139,10 @@ else:
         PeerClosed,
         ProtocolError,
         SocketConnection,
+        close_file,
         connect,
         decode_command,
         encode_command,
+        open_head,
         read_part10,
     )

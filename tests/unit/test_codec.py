@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from functools import cache
@@ -516,3 +517,40 @@ def test_mutated_heads(source: st.DataObject) -> None:
     size = source.draw(st.integers(0, len(data)))
     found = [as_tuple(engine.read_part10(bytes(data[: -size or None]))) for engine in engines()]
     assert all(one == found[0] for one in found)
+
+
+# -------------------------------------------------------------------------------------------- open_head, close_file
+
+
+def test_open_head(codec: Any, tmp_path: Path) -> None:
+    path = tmp_path / "Grüße.bin"
+    content = bytes(range(256)) * 40
+    path.write_bytes(content)
+    for limit in (0, 100, 4096, len(content), len(content) + 1):
+        for name in (path, str(path)):
+            fd, size, head = codec.open_head(name, limit)
+            try:
+                assert size == len(content)
+                assert head == content[:limit]
+                assert os.pread(fd, 16, 1000) == content[1000:1016]
+                assert not os.get_inheritable(fd)
+            finally:
+                codec.close_file(fd)
+            with pytest.raises(OSError):
+                os.fstat(fd)
+
+
+def test_open_head_tells_what_is_wrong(codec: Any, tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    with pytest.raises(FileNotFoundError, match="missing"):
+        codec.open_head(tmp_path / "missing", 10)
+    with pytest.raises(OSError):
+        codec.open_head(tmp_path, 10)
+    with pytest.raises(ValueError, match="null"):
+        codec.open_head("a\0b", 10)
+    with pytest.raises(ValueError, match="limit"):
+        codec.open_head(__file__, -1)
+    with pytest.raises(TypeError):
+        codec.open_head(None, 10)
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) == before

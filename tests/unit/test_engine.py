@@ -23,6 +23,8 @@ NAMES = [
     "connect",
     "decode_command",
     "encode_command",
+    "close_file",
+    "open_head",
     "read_part10",
 ]
 CONSTANTS = [
