@@ -162,7 +162,7 @@ def serve_sub_operation(assoc: AssociationMixin, request: Any) -> bool:
         response.Status = 0xC211
     else:
         if type(status) is int and status in STORAGE_SERVICE_CLASS_STATUS:
-            encoded = Encoded(encode_store_response(request, status))
+            encoded = Encoded(encode_store_response(request, status), is_last=True)
             if assoc.dimse.send_encoded(context_id, encoded):
                 return True
         _set_status(response, status)

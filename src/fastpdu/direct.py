@@ -219,7 +219,7 @@ class DirectMode:
                 message = self._step(0)
                 if message is None:
                     return
-                dul.deliver(message)
+                self._deliver(message)
         finally:
             self.token.release()
 
@@ -259,10 +259,15 @@ class DirectMode:
                         if assoc._reactor_checkpoint.is_open:
                             return message
                         # While the token is in hand: who waits for it looks there as soon as it has the token
-                        dul.deliver(message)
+                        self._deliver(message)
             finally:
                 self.token.release()
         return None
+
+    def _deliver(self, message: engine.Message) -> None:
+        """Hand a message to DIMSE on a thread that does not want it, and tell who may linger for it."""
+        self._dul.deliver(message)
+        self._dul.rouse_reader()
 
     def _is_full(self) -> bool:
         """Whether so many messages wait that the socket is to be left alone."""
