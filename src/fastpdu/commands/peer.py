@@ -22,9 +22,9 @@ from fastpdu.commands import CommandError
 
 if TYPE_CHECKING:
     from pynetdicom import evt
-    from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContext
 
+    from fastpdu.association import AssociationMixin
     from fastpdu.options import TransportOptions
 
 #: Exit status of each kind of failure; 0 is success, 1 a failure that the peer reports, 2 wrong usage.
@@ -160,7 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser, calling: str) -> None:
             metavar="AET",
             help=f"{text} (default: %(default)s)",
         )
-    for option, long, default, text in (
+    for option, long, wait, text in (
         ("-to", "--connection-timeout", 10.0, "for the TCP connection"),
         ("-ta", "--acse-timeout", 30.0, "for the answer to the association request"),
         ("-td", "--dimse-timeout", 30.0, "for each response"),
@@ -168,7 +168,7 @@ def add_arguments(parser: argparse.ArgumentParser, calling: str) -> None:
         add(
             *(option, long),
             type=seconds,
-            default=default,
+            default=wait,
             metavar="S",
             help=f"seconds to wait {text} (default: %(default)g)",
         )
@@ -266,7 +266,7 @@ def associate(
     contexts: Sequence[PresentationContext],
     options: TransportOptions | None = None,
     limit: int | None = None,
-) -> Iterator[Association]:
+) -> Iterator[AssociationMixin]:
     """Associate with the peer on the fast transport; release at the end, abort after an error.
 
     Parameters
@@ -302,7 +302,16 @@ def associate(
         assoc.release()
 
 
-def check_going_on(assoc: Association, peer: Peer, answer: Any, asked: float, what: str) -> None:
+def announced_limit(assoc: AssociationMixin) -> int | None:
+    """Return the maximum length (PS3.8 D.1) that the peer has announced on an association of `associate`."""
+    ae: Any = assoc.ae
+    attempt: _Attempt = ae.attempt
+    return attempt.announced
+
+
+def check_going_on(
+    assoc: AssociationMixin, peer: Peer, answer: Any, asked: float, what: str
+) -> None:
     """Raise PeerError if a request got no response.
 
     Parameters
@@ -343,10 +352,11 @@ class _Attempt:
         self.failure: OSError | None = None  # of the connection
         self.events: set[str] = set()  # of the state machine (PS3.8 9.2)
         self.accepted = False
+        self.announced: int | None = None
 
     def associate(
         self, contexts: Sequence[PresentationContext], options: TransportOptions | None
-    ) -> Association:
+    ) -> AssociationMixin:
         """Return the association, established, or raise PeerError."""
         from pynetdicom import evt
 
@@ -360,7 +370,7 @@ class _Attempt:
         ae.network_timeout = None
         started = time.perf_counter()
         try:
-            assoc = ae.associate(
+            assoc: AssociationMixin = ae.associate(
                 peer.host,
                 peer.port,
                 contexts=list(contexts),
@@ -378,10 +388,10 @@ class _Attempt:
             raise self._no_connection() from error
         if not assoc.is_established:
             raise self._why_not(assoc, time.perf_counter() - started)
-        missing = [context for context in assoc.rejected_contexts if context.abstract_syntax]
+        missing = assoc.rejected_contexts
         if missing:
             assoc.release()
-            raise self._no_context([str(item.abstract_syntax.name) for item in missing])
+            raise self._no_context(missing)
         return assoc
 
     def _on_transition(self, event: evt.Event) -> None:
@@ -394,22 +404,24 @@ class _Attempt:
         self.accepted = True
         # Who watches the state machine takes the association off the fast road
         event.assoc.unbind(evt.EVT_FSM_TRANSITION, self._on_transition)
-        if self.limit is not None:
-            for item in event.assoc.acceptor.primitive.user_information:
-                if isinstance(item, MaximumLengthNotification):
+        answer: Any = event.assoc.acceptor.primitive
+        for item in answer.user_information:
+            if isinstance(item, MaximumLengthNotification):
+                self.announced = item.maximum_length_received
+                if self.limit is not None:
                     most = item.maximum_length_received or self.limit
                     item.maximum_length_received = min(most, self.limit)
 
     # Why not ----------------------------------------------------------------------------------------------------
 
-    def _why_not(self, assoc: Association, waited: float) -> PeerError:
+    def _why_not(self, assoc: AssociationMixin, waited: float) -> PeerError:
         peer = self.peer
         if self.failure is not None:
             return self._no_connection()
         if assoc.is_rejected:
             return self._rejected(assoc.acceptor.primitive)
         if self.accepted and not assoc.accepted_contexts:
-            return self._no_context([str(c.abstract_syntax.name) for c in assoc.rejected_contexts])
+            return self._no_context(assoc.rejected_contexts)
         if "Evt19" in self.events:
             return PeerError(
                 f"{peer} answered with something that is not DICOM",
@@ -493,7 +505,8 @@ class _Attempt:
             remedy = "the peer has too many associations at this moment: try again later"
         return PeerError(text, remedy, REJECTED)
 
-    def _no_context(self, names: list[str]) -> PeerError:
+    def _no_context(self, missing: Sequence[PresentationContext]) -> PeerError:
+        names = [context.abstract_syntax.name for context in missing if context.abstract_syntax]
         return PeerError(
             f"{self.peer} accepts the association, but not {', '.join(names)}",
             "the peer does not offer this service, or not to this AE title (-aet)",
@@ -512,7 +525,8 @@ def _ae_class() -> Any:
             error = sys.exc_info()[1]
             # Called while connect() handles the error
             if isinstance(error, OSError) and not self._is_connected:
-                self.assoc.ae.attempt.failure = error
+                ae: Any = self.assoc.ae
+                ae.attempt.failure = error
             super()._shutdown_socket()
 
     class _AE(AE):
