@@ -416,6 +416,8 @@ class _Attempt:
 
     def _why_not(self, assoc: AssociationMixin, waited: float) -> PeerError:
         peer = self.peer
+        # A handler hears of a transition after the primitive that it has brought about
+        assoc.dul.wait_dead(1.0)
         if self.failure is not None:
             return self._no_connection()
         if assoc.is_rejected:

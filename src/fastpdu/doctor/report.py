@@ -26,7 +26,10 @@ _COLUMNS = (
     "this side",
     "peer",
 )
-HEALTHY = "Healthy: nothing stands out. Neither stalls, nor buffers, nor the network, nor the peer take time to speak of."
+HEALTHY = (
+    "Healthy: nothing stands out. Neither stalls, nor buffers, nor the network, nor the peer "
+    "take time to speak of."
+)
 
 
 def as_dict(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[str, Any]:
