@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastpdu.bench.options import positive
 from fastpdu.bench.progress import progress
+from fastpdu.commands import environment
 from fastpdu.commands import peer as peers
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ examples:
   fastpdu doctor pacs.example 104 -aec PACS --store 20   up to 80 images are stored there
   fastpdu doctor localhost 11112 --store 20 --pdu 16384,1048576
   fastpdu doctor localhost 11112 --json > figures.json
+  FASTPDU_SEND_BUFFER=65536 fastpdu doctor localhost 11112 --store 20   options as for 'fastpdu run'
 
 exit status, by the first verdict:
   0 healthy   10 stalls (Nagle's algorithm against delayed ACKs)   11 the peer's receive window
@@ -137,6 +139,7 @@ def _examine(args: argparse.Namespace, peer: peers.Peer, about: dict[str, object
 def _measure(args: argparse.Namespace, peer: peers.Peer) -> list[Trial]:
     from fastpdu.doctor.measure import measure
 
+    options = environment.options()
     begun = time.monotonic()
     with progress(1.0, quiet=args.quiet) as bar:
 
@@ -146,5 +149,10 @@ def _measure(args: argparse.Namespace, peer: peers.Peer) -> list[Trial]:
                 bar.phase(text)
 
         return measure(
-            peer, echoes=args.echo, stores=args.store, pdu_limits=args.pdu, on_trial=on_trial
+            peer,
+            echoes=args.echo,
+            stores=args.store,
+            pdu_limits=args.pdu,
+            options=options,
+            on_trial=on_trial,
         )

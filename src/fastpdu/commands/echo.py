@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from fastpdu.bench.options import positive
+from fastpdu.commands import environment
 from fastpdu.commands import peer as peers
 from fastpdu.latency import Latencies, milliseconds
 
@@ -89,7 +90,7 @@ def _echo(args: argparse.Namespace, peer: peers.Peer, about: dict[str, object]) 
     latencies: list[float] = []
     failures: dict[int, int] = {}
     begun = time.perf_counter()
-    with peers.associate(peer, [build_context(Verification)]) as assoc:
+    with peers.associate(peer, [build_context(Verification)], environment.options()) as assoc:
         associated = time.perf_counter() - begun
         for index in range(args.count):
             if index and args.interval:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import socket
 import tempfile
@@ -37,6 +38,7 @@ def measure(
     echoes: int,
     stores: int = 0,
     pdu_limits: Sequence[int] = PDU_LIMITS,
+    options: TransportOptions | None = None,
     on_trial: OnTrial | None = None,
 ) -> list[Trial]:
     """Associate with a peer again and again, and time what it does.
@@ -52,6 +54,8 @@ def measure(
     pdu_limits : sequence of int
         Maximum lengths (PS3.8 D.1) to announce and to keep to. One that makes no difference, since the peer takes
         no longer PDUs than another, is left out for C-STORE; a C-ECHO fits into any.
+    options : TransportOptions, optional
+        How to move bytes, but for `quickack` and `max_pdu`.
     on_trial : callable, optional
         Told before each trial.
 
@@ -84,7 +88,7 @@ def measure(
                 text += f", QUICKACK {'on' if ack else 'off'}"
             tell(done, len(plan), text)
             mine = [paths.pop() for _ in range(stores)] if operation == "store" else []
-            trials.append(_trial(peer, ack, limit, echoes, mine))
+            trials.append(_trial(peer, options or TransportOptions(), ack, limit, echoes, mine))
     return trials
 
 
@@ -106,7 +110,12 @@ def _images(directory: Path, count: int) -> list[str]:
 
 
 def _trial(
-    peer: peers.Peer, ack: bool | None, limit: int, echoes: int, paths: Sequence[str]
+    peer: peers.Peer,
+    base: TransportOptions,
+    ack: bool | None,
+    limit: int,
+    echoes: int,
+    paths: Sequence[str],
 ) -> Trial:
     """Send C-STOREs of files, or without files C-ECHOs, over an association of their own."""
     from pynetdicom import build_context
@@ -118,7 +127,7 @@ def _trial(
     else:
         context = build_context(Verification)
         operation, name = "echo", "C-ECHO"
-    options = TransportOptions(quickack=ack, max_pdu=limit)
+    options = dataclasses.replace(base, quickack=ack, max_pdu=limit)
     begun = time.perf_counter()
     with peers.associate(peer, [context], options, limit=limit) as assoc:
         associated = time.perf_counter() - begun
