@@ -359,7 +359,8 @@ def _judge_window(trial: Trial, parts: Breakdown) -> list[Verdict]:
             (
                 "if its CPU or disk is busy while it receives, that is the limit",
                 "if not: do not set SO_RCVBUF (it ends the kernel's autotuning), or set it to at least the rate times "
-                "the round trip; DCMTK: a larger environment variable TCP_BUFFER_LENGTH; Linux: net.ipv4.tcp_rmem",
+                "the round trip; DCMTK: leave its environment variable TCP_BUFFER_LENGTH unset; "
+                "Linux: net.ipv4.tcp_rmem",
                 "receive with larger buffers and PDUs (DCMTK: --max-pdu 131072)",
             ),
         )
