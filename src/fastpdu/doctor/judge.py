@@ -353,7 +353,7 @@ def _judge_window(trial: Trial, parts: Breakdown) -> list[Verdict]:
             "brings, or its receive buffer is too small for the round trip.",
             (
                 f"TCP_INFO rwnd_limited: {_ms(parts.window)} of {_ms(parts.total)} in {trial.count} {_name(trial)}",
-                f"sends blocked: {_ms(trial.send_blocked_seconds)}",
+                f"median {_name(trial)} {_ms(trial.summary.median)}",
             ),
             ("nothing: this side sends as fast as the peer lets it",),
             (
