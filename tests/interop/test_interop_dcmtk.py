@@ -3,6 +3,7 @@ dcmqrscp, termscu."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -593,3 +594,40 @@ def test_findscu_and_getscu_read_packed_messages(
     assert sorted(peers.part10_key(path)[2] for path in got.iterdir()) == sorted(
         kit.sha(data.image(number, 60_000).PixelData) for number in range(1, 4)
     )
+
+
+def doctor(port: int, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    from fastpdu import cli
+
+    status = cli.main(["doctor", "localhost", str(port), "--echo", "10", "--store", "6", "--json"])
+    return status, json.loads(capsys.readouterr().out)
+
+
+def test_doctor_finds_the_stalls_of_storescp(
+    storescp: tuple[int, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    port, directory = storescp
+    status, content = doctor(port, capsys)
+    assert status == 10
+    verdict = content["verdicts"][0]
+    assert (verdict["cause"], verdict["quickack"], verdict["certain"]) == ("stalls", False, True)
+    by_operation = {(t["operation"], t["quickack"]): t["breakdown"] for t in content["trials"]}
+    for operation in ("echo", "store"):
+        parts = by_operation[operation, False]
+        assert parts["stalls_ms"] > parts["total_ms"] / 2
+        assert by_operation[operation, True]["stalls_ms"] == 0
+    assert len(list(directory.iterdir())) == 12
+
+
+def test_doctor_finds_no_stalls_with_tcp_nodelay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The remedy that it names helps."""
+    program = peers.program("storescp")
+    with peers.background(
+        lambda port: ["env", "TCP_NODELAY=1", program, "-od", str(tmp_path), str(port)],
+        log=tmp_path / "log",
+        cwd=tmp_path,
+    ) as port:
+        _, content = doctor(port, capsys)
+    assert "stalls" not in [verdict["cause"] for verdict in content["verdicts"]]

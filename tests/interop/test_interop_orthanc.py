@@ -268,3 +268,18 @@ def test_packed_messages(world: kit.World, orthanc: Orthanc, files: data.Files) 
         "/tools/find", {"Level": "Instance", "Query": {"StudyInstanceUID": f"{data.ROOT}55.9"}}
     )
     assert len(kept) == len(images)
+
+
+def test_doctor(orthanc: Orthanc, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without QUICKACK, Orthanc stalls, as DCMTK does."""
+    from fastpdu import cli
+
+    arguments = ["localhost", str(orthanc.port), "-aec", "ORTHANC", "--store", "6", "--json"]
+    status = cli.main(["doctor", *arguments])
+    content = json.loads(capsys.readouterr().out)
+    assert status == 10
+    verdict = content["verdicts"][0]
+    assert (verdict["cause"], verdict["quickack"], verdict["certain"]) == ("stalls", False, True)
+    assert [trial["failures"] for trial in content["trials"]] == [0] * 4
+    tags = {"Level": "Instance", "Query": {"PatientID": "FASTPDU-DOCTOR-TEST"}}
+    assert len(orthanc.rest("/tools/find", tags)) == 12

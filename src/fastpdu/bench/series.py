@@ -18,6 +18,8 @@ import itertools
 import math
 import os
 import random
+import re
+import secrets
 import shutil
 import struct
 import tempfile
@@ -35,14 +37,60 @@ from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from fastpdu.bench.errors import BenchError
 
-__all__ = ["Instance", "Series", "ct_series", "make_series", "read_series", "small_series"]
+__all__ = [
+    "Identity",
+    "Instance",
+    "Series",
+    "ct_series",
+    "make_series",
+    "read_series",
+    "small_series",
+]
 
 OnImage = Callable[[], object]
 
-# 2.25.<integer>: a UID from an integer below 2**128 (PS3.5 B.2). The last digits are a counter, the
-# others are fixed, so that every UID of a series has the same length.
-_UID_STEM = "2.25.1700234981550067432190875134"
+# A stem has this many digits
+_STEM_DIGITS = 28
 _PRIVATE_CREATOR = "FASTPDU BENCH 1.0"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose images they are: what a series says of its patient, and its UIDs.
+
+    Attributes
+    ----------
+    patient_name, patient_id : str
+        Recognisable, so that nobody takes the images for those of a patient.
+    stem : str
+        The first digits of each UID: 28 of them, the first not 0. A UID is 2.25.<integer>, from an integer below
+        2**128 (PS3.5 B.2); the last ten digits are counters, so that every UID of a series has the same length.
+    comment : str
+        Image Comments.
+    """
+
+    patient_name: str = "Bench^Series"
+    patient_id: str = "FASTPDU-1"
+    stem: str = "1700234981550067432190875134"
+    comment: str = "Made by fastpdu bench. " * 8
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(rf"[1-9][0-9]{{{_STEM_DIGITS - 1}}}", self.stem):
+            raise ValueError(f"stem must be {_STEM_DIGITS} digits, the first not 0: {self.stem!r}")
+
+    @classmethod
+    def new(cls, patient_name: str, patient_id: str, comment: str) -> Identity:
+        """Return an identity whose UIDs nobody has used before."""
+        digits = "".join(str(secrets.randbelow(10)) for _ in range(_STEM_DIGITS - 1))
+        # Below 2**128, which is 3.4e38: a stem and ten digits of counters have 38 digits
+        return cls(patient_name, patient_id, str(1 + secrets.randbelow(9)) + digits, comment)
+
+    def uid(self, kind: int, index: int = 0) -> str:
+        """Return a UID of the series: the study's is of kind 1, those of the images of kind 4."""
+        return f"2.25.{self.stem}{kind:02d}{index:08d}"
+
+
+_BENCH = Identity()
 
 
 @dataclass(frozen=True)
@@ -113,10 +161,6 @@ class Series:
 # --- headers --------------------------------------------------------------------------------------
 
 
-def _uid(kind: int, index: int = 0) -> str:
-    return f"{_UID_STEM}{kind:02d}{index:08d}"
-
-
 def _item(**values: object) -> Dataset:
     item = Dataset()
     for keyword, value in values.items():
@@ -128,15 +172,15 @@ def _code(value: str, meaning: str, scheme: str = "SCT") -> Dataset:
     return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 
-def _varying(index: int) -> dict[int, str]:
+def _varying(index: int, identity: Identity) -> dict[int, str]:
     """Return the elements that differ from image to image, with values of fixed width."""
     seconds = 30.0 + index * 0.01
     minute, second = divmod(seconds, 60.0)
     time = f"10{25 + int(minute) % 30:02d}{second:09.6f}"
     z = -250.0 + index * 0.625
     return {
-        0x0002_0003: _uid(4, index),
-        0x0008_0018: _uid(4, index),
+        0x0002_0003: identity.uid(4, index),
+        0x0008_0018: identity.uid(4, index),
         0x0008_0032: time,
         0x0008_0033: time,
         0x0018_1151: f"{180 + index % 90:04d}",
@@ -148,8 +192,8 @@ def _varying(index: int) -> dict[int, str]:
     }
 
 
-def _set_varying(dataset: Dataset, index: int) -> None:
-    for tag, value in _varying(index).items():
+def _set_varying(dataset: Dataset, index: int, identity: Identity) -> None:
+    for tag, value in _varying(index, identity).items():
         if tag >> 16 != 0x0002:
             keyword_vr = {
                 0x0008_0018: "UI",
@@ -165,7 +209,7 @@ def _set_varying(dataset: Dataset, index: int) -> None:
             dataset.add(DataElement(tag, keyword_vr[tag], value))
 
 
-def _short_header() -> Dataset:
+def _short_header(identity: Identity) -> Dataset:
     """Return the elements that every image has to have, and few others."""
     dataset = Dataset()
     values: dict[str, object] = {
@@ -178,18 +222,18 @@ def _short_header() -> Dataset:
         "Modality": "CT",
         "Manufacturer": "fastpdu",
         "ReferringPhysicianName": "Doe^Referring",
-        "PatientName": "Bench^Series",
-        "PatientID": "FASTPDU-1",
+        "PatientName": identity.patient_name,
+        "PatientID": identity.patient_id,
         "PatientBirthDate": "19700101",
         "PatientSex": "O",
         "KVP": "120",
-        "StudyInstanceUID": _uid(1),
-        "SeriesInstanceUID": _uid(2),
+        "StudyInstanceUID": identity.uid(1),
+        "SeriesInstanceUID": identity.uid(2),
         "StudyID": "1",
         "SeriesNumber": "2",
         "AcquisitionNumber": "1",
         "ImageOrientationPatient": ["1", "0", "0", "0", "1", "0"],
-        "FrameOfReferenceUID": _uid(3),
+        "FrameOfReferenceUID": identity.uid(3),
         "PositionReferenceIndicator": "SN",
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
@@ -205,16 +249,18 @@ def _short_header() -> Dataset:
     }
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
-    _set_varying(dataset, 0)
+    _set_varying(dataset, 0, identity)
     return dataset
 
 
-def _full_header() -> Dataset:
+def _full_header(identity: Identity) -> Dataset:
     """Return a header as a scanner writes it: a hundred elements, sequences, private elements."""
-    dataset = _short_header()
+    dataset = _short_header(identity)
     chest = _code("51185008", "Chest")
-    study = _item(ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1", ReferencedSOPInstanceUID=_uid(1))
-    scout = _item(ReferencedSOPClassUID=CTImageStorage, ReferencedSOPInstanceUID=_uid(6, 1))
+    study = _item(
+        ReferencedSOPClassUID="1.2.840.10008.3.1.2.3.1", ReferencedSOPInstanceUID=identity.uid(1)
+    )
+    scout = _item(ReferencedSOPClassUID=CTImageStorage, ReferencedSOPInstanceUID=identity.uid(6, 1))
     scout.PurposeOfReferenceCodeSequence = [_code("121311", "Localizer", "DCM")]
     protocol = _code("CTCH", "CT of chest with contrast", "99FASTPDU")
     request = _item(
@@ -280,7 +326,7 @@ def _full_header() -> Dataset:
         "CTDIvol": 8.25,
         "CTDIPhantomTypeCodeSequence": [_code("113691", "IEC Body Dosimetry Phantom", "DCM")],
         "ImagesInAcquisition": "1000",
-        "ImageComments": "Made by fastpdu bench. " * 8,
+        "ImageComments": identity.comment,
         "LossyImageCompression": "00",
         "SmallestImagePixelValue": 0,
         "LargestImagePixelValue": 4095,
@@ -311,7 +357,7 @@ def _full_header() -> Dataset:
     return dataset
 
 
-def _template(header: Dataset, rows: int, columns: int) -> bytes:
+def _template(header: Dataset, rows: int, columns: int, identity: Identity) -> bytes:
     """Encode one file up to the first pixel."""
     header.Rows = rows
     header.Columns = columns
@@ -319,7 +365,7 @@ def _template(header: Dataset, rows: int, columns: int) -> bytes:
     header["PixelData"].VR = "OW"
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = UID(_uid(4))
+    meta.MediaStorageSOPInstanceUID = UID(identity.uid(4))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     buffer = io.BytesIO()
     file = FileDataset(buffer, header, file_meta=meta, preamble=bytes(128))
@@ -330,10 +376,10 @@ def _template(header: Dataset, rows: int, columns: int) -> bytes:
     return bytes(encoded)
 
 
-def _find_values(template: bytes) -> list[tuple[int, int]]:
+def _find_values(template: bytes, identity: Identity) -> list[tuple[int, int]]:
     """Return (tag, position of its value in the template) of each varying element."""
     found = []
-    for tag, value in _varying(0).items():
+    for tag, value in _varying(0, identity).items():
         length = len(value) + len(value) % 2
         # The VR stands between tag and length. No header of ours has the same bytes twice.
         prefix = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
@@ -464,6 +510,7 @@ def make_series(
     rows: int = 512,
     columns: int = 512,
     full_header: bool = True,
+    identity: Identity = _BENCH,
     on_image: OnImage | None = None,
 ) -> list[Instance]:
     """Write a CT series.
@@ -478,6 +525,8 @@ def make_series(
         The size of an image.
     full_header : bool
         A header as a scanner writes it, or the least that a CT image has.
+    identity : Identity
+        Whose images they are.
     on_image : callable, optional
         Called after each file.
 
@@ -488,8 +537,9 @@ def make_series(
     """
     if count > 10**8:
         raise ValueError("the counter in the UIDs has eight digits")
-    template = _template(_full_header() if full_header else _short_header(), rows, columns)
-    places = _find_values(template)
+    header = (_full_header if full_header else _short_header)(identity)
+    template = _template(header, rows, columns, identity)
+    places = _find_values(template, identity)
     (meta_length,) = struct.unpack_from("<I", template, 140)
     offset = 144 + meta_length
     pixels = _Pixels(rows, columns)
@@ -497,7 +547,7 @@ def make_series(
     head = bytearray(template)
     instances = []
     for index in range(count):
-        values = _varying(index)
+        values = _varying(index, identity)
         for tag, start in places:
             value = values[tag].encode()
             head[start : start + len(value)] = value
@@ -507,7 +557,12 @@ def make_series(
             _write(file, pixels.image(index))
         instances.append(
             Instance(
-                path, size, offset, str(CTImageStorage), _uid(4, index), str(ExplicitVRLittleEndian)
+                path,
+                size,
+                offset,
+                str(CTImageStorage),
+                identity.uid(4, index),
+                str(ExplicitVRLittleEndian),
             )
         )
         if on_image is not None:

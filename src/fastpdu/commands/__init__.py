@@ -2,7 +2,7 @@
 
 A subcommand's module has `main(argv, prog) -> int`: `argv` is what follows its name, `prog` is how
 it calls itself in messages, the result is the exit status. Errors that the user can do something
-about are raised as `CommandError`.
+about are raised as `CommandError`. What those that talk to a peer share is in `peer`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class CommandError(Exception):
     remedy : str, optional
         What the user can do about it.
     status : int
-        The exit status: 1 failure, 2 wrong usage.
+        The exit status: 1 failure, 2 wrong usage, others where a command has them.
     """
 
     def __init__(self, message: str, remedy: str | None = None, status: int = 1) -> None:

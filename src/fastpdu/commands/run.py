@@ -21,7 +21,7 @@ import types
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 
-from fastpdu.commands import CommandError
+from fastpdu.commands import CommandError, environment
 
 USAGE = "fastpdu run [--help] (SCRIPT | -m MODULE) [ARGS ...]"
 DESCRIPTION = """\
@@ -105,15 +105,7 @@ def _install() -> None:
     import fastpdu
 
     try:
-        options = fastpdu.TransportOptions.from_environment()
-    except ValueError as error:
-        raise CommandError(
-            f"an environment variable has a value that cannot be used: {error}",
-            "unset it, or see docs/tuning.md for the values it can have",
-            status=2,
-        ) from error
-    try:
-        fastpdu.install(options)
+        fastpdu.install(environment.options())
     except (ImportError, RuntimeError) as error:
         # pynetdicom is missing, or a version that this transport does not know.
         raise CommandError(

@@ -1,0 +1,542 @@
+"""What the commands that talk to a peer share: its address, titles, TLS and timeouts, and why it cannot be reached.
+
+An association that does not come about ends as a `PeerError`: what happened, what can be done about it, and an exit
+status of its own for each kind of failure, so that a script can tell them apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import json
+import socket
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fastpdu.commands import CommandError
+
+if TYPE_CHECKING:
+    from pynetdicom import evt
+    from pynetdicom.presentation import PresentationContext
+
+    from fastpdu.association import AssociationMixin
+    from fastpdu.options import TransportOptions
+
+#: Exit status of each kind of failure; 0 is success, 1 a failure that the peer reports, 2 wrong usage.
+NO_CONNECTION, REJECTED, ABORTED, TIMEOUT, TLS_FAILED = 3, 4, 5, 6, 7
+KINDS = {
+    1: "failure-status",
+    NO_CONNECTION: "no-connection",
+    REJECTED: "rejected",
+    ABORTED: "aborted",
+    TIMEOUT: "timeout",
+    TLS_FAILED: "tls",
+}
+EXIT_STATUS = """\
+  1 the peer answered with a failure status    2 wrong usage
+  3 no connection   4 rejected (association or presentation context)
+  5 aborted, or the peer closed the connection or does not speak DICOM
+  6 no answer in time   7 TLS failed   130 interrupted (Ctrl-C)
+"""
+
+
+class PeerError(CommandError):
+    """The peer cannot be reached, does not want us, or does not go on; `status` says which.
+
+    Parameters
+    ----------
+    message : str
+        What happened.
+    remedy : str, optional
+        What can be done about it.
+    status : int
+        `NO_CONNECTION`, `REJECTED`, `ABORTED`, `TIMEOUT` or `TLS_FAILED`.
+    """
+
+    def __init__(self, message: str, remedy: str | None, status: int) -> None:
+        super().__init__(message, remedy, status)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {"kind": KINDS[self.status], "message": str(self), "remedy": self.remedy}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Who is to be talked to, and how.
+
+    Attributes
+    ----------
+    host : str
+        Name or address.
+    port : int
+        TCP port.
+    calling, called : str
+        AE titles: ours and the peer's.
+    connection_timeout, acse_timeout, dimse_timeout : float
+        Seconds: for the TCP connection, for answers to association requests, for DIMSE responses.
+    tls : ssl.SSLContext or None
+        None: no TLS.
+    """
+
+    host: str
+    port: int
+    calling: str
+    called: str
+    connection_timeout: float = 10.0
+    acse_timeout: float = 30.0
+    dimse_timeout: float = 30.0
+    tls: ssl.SSLContext | None = None
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON."""
+        return {
+            "host": self.host,
+            "port": self.port,
+            "calling": self.calling,
+            "called": self.called,
+            "tls": self.tls is not None,
+        }
+
+
+# The command line -----------------------------------------------------------------------------------------------
+
+
+def _title(text: str) -> str:
+    title = text.strip(" ")
+    if not 0 < len(title) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an AE title: 1 to 16 ASCII characters, without a backslash"
+        )
+    return title
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """Read a number of seconds, more than 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, more than 0")
+    return value
+
+
+def add_arguments(parser: argparse.ArgumentParser, calling: str) -> None:
+    """Add HOST, PORT and the options of a peer, named as those of pynetdicom's and DCMTK's programs.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        Where to add them.
+    calling : str
+        Our AE title, if none is given.
+    """
+    parser.add_argument("host", metavar="HOST", help="name or address of the peer")
+    parser.add_argument("port", metavar="PORT", type=_port, help="its TCP port")
+    add = parser.add_argument_group("association").add_argument
+    for option, long, default, text in (
+        ("-aet", "--calling-aet", calling, "our AE title"),
+        ("-aec", "--called-aet", "ANY-SCP", "the peer's AE title"),
+    ):
+        add(
+            *(option, long),
+            type=_title,
+            default=default,
+            metavar="AET",
+            help=f"{text} (default: %(default)s)",
+        )
+    for option, long, wait, text in (
+        ("-to", "--connection-timeout", 10.0, "for the TCP connection"),
+        ("-ta", "--acse-timeout", 30.0, "for the answer to the association request"),
+        ("-td", "--dimse-timeout", 30.0, "for each response"),
+    ):
+        add(
+            *(option, long),
+            type=seconds,
+            default=wait,
+            metavar="S",
+            help=f"seconds to wait {text} (default: %(default)g)",
+        )
+    add = parser.add_argument_group("TLS").add_argument
+    add("--tls", action="store_true", help="use TLS; the options below imply it")
+    add("--cacert", metavar="FILE", help="PEM file of the CAs to trust (default: the system's)")
+    add("--cert", metavar="FILE", help="PEM file of our certificate, if the peer asks for one")
+    add("--key", metavar="FILE", help="PEM file of its key, if it is not in the same file")
+    add("--no-verify", action="store_true", help="accept any certificate of the peer: for tests")
+
+
+def from_arguments(args: argparse.Namespace) -> Peer:
+    """Return the peer that was asked for.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        What `add_arguments` has brought.
+
+    Raises
+    ------
+    CommandError
+        If the TLS options do not fit, or a file cannot be used.
+    """
+    context = None
+    if args.tls or args.cacert or args.cert or args.key or args.no_verify:
+        context = _tls_context(args)
+    return Peer(
+        args.host,
+        args.port,
+        args.calling_aet,
+        args.called_aet,
+        args.connection_timeout,
+        args.acse_timeout,
+        args.dimse_timeout,
+        context,
+    )
+
+
+def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
+    if args.key and not args.cert:
+        raise CommandError("--key needs --cert", status=2)
+    name = args.cacert
+    try:
+        context = ssl.create_default_context(cafile=args.cacert)
+        if args.cert:
+            name = args.cert
+            context.load_cert_chain(args.cert, args.key)
+    except (OSError, ssl.SSLError) as error:
+        raise CommandError(
+            f"{name} cannot be used: {error}", "give PEM files that can be read", status=2
+        ) from error
+    if args.no_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def in_json(function: Callable[[], int], about: dict[str, Any], wanted: bool) -> int:
+    """Call a command; if JSON is wanted and there is a `PeerError`, print it as JSON before it is raised.
+
+    Parameters
+    ----------
+    function : callable
+        Returns an exit status.
+    about : dict
+        What the JSON begins with.
+    wanted : bool
+        Whether stdout is to have JSON.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    try:
+        return function()
+    except PeerError as error:
+        if wanted:
+            print_json({**about, "exit_status": error.status, "error": error.as_dict()})
+        raise
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print JSON to stdout."""
+    print(json.dumps(content, indent=2, ensure_ascii=False), file=sys.stdout)
+
+
+# The association ------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def associate(
+    peer: Peer,
+    contexts: Sequence[PresentationContext],
+    options: TransportOptions | None = None,
+    limit: int | None = None,
+) -> Iterator[AssociationMixin]:
+    """Associate with the peer on the fast transport; release at the end, abort after an error.
+
+    Parameters
+    ----------
+    peer : Peer
+        With whom.
+    contexts : sequence of PresentationContext
+        What to propose. All of it must be accepted.
+    options : TransportOptions, optional
+        How to move bytes.
+    limit : int, optional
+        PDUs that we send are no longer than this, even if the peer takes longer ones (PS3.8 D.1, in bytes).
+
+    Yields
+    ------
+    Association
+        Established.
+
+    Raises
+    ------
+    PeerError
+        If it does not come about, or the peer ends it before it is released.
+    """
+    attempt = _Attempt(peer, limit)
+    assoc = attempt.associate(contexts, options)
+    try:
+        yield assoc
+    except BaseException:
+        if assoc.is_established:
+            assoc.abort()
+        raise
+    if assoc.is_established:
+        assoc.release()
+
+
+def announced_limit(assoc: AssociationMixin) -> int | None:
+    """Return the maximum length (PS3.8 D.1) that the peer has announced on an association of `associate`."""
+    ae: Any = assoc.ae
+    attempt: _Attempt = ae.attempt
+    return attempt.announced
+
+
+def check_going_on(
+    assoc: AssociationMixin, peer: Peer, answer: Any, asked: float, what: str
+) -> None:
+    """Raise PeerError if a request got no response.
+
+    Parameters
+    ----------
+    assoc : Association
+        Over which it was sent.
+    peer : Peer
+        To whom.
+    answer : Dataset
+        What ``send_c_echo`` or ``send_c_store`` returned.
+    asked : float
+        When, by `time.perf_counter`.
+    what : str
+        The name of the request.
+    """
+    if "Status" in answer:
+        return
+    waited = time.perf_counter() - asked
+    if waited >= peer.dimse_timeout * 0.99:
+        raise PeerError(
+            f"{peer} did not answer the {what} within {peer.dimse_timeout:g} s",
+            "look into the peer's log; -td gives it more time",
+            TIMEOUT,
+        )
+    raise PeerError(
+        f"{peer} ended the association in place of an answer to the {what} ({waited:.3g} s after it)",
+        "look into the peer's log: it aborted, or its process has ended",
+        ABORTED,
+    )
+
+
+class _Attempt:
+    """One association request, and what became of it."""
+
+    def __init__(self, peer: Peer, limit: int | None) -> None:
+        self.peer = peer
+        self.limit = limit
+        self.failure: OSError | None = None  # of the connection
+        self.events: set[str] = set()  # of the state machine (PS3.8 9.2)
+        self.accepted = False
+        self.announced: int | None = None
+
+    def associate(
+        self, contexts: Sequence[PresentationContext], options: TransportOptions | None
+    ) -> AssociationMixin:
+        """Return the association, established, or raise PeerError."""
+        from pynetdicom import evt
+
+        peer = self.peer
+        ae = _ae_class()(peer.calling)
+        ae.attempt = self
+        ae.connection_timeout = peer.connection_timeout
+        ae.acse_timeout = peer.acse_timeout
+        ae.dimse_timeout = peer.dimse_timeout
+        # Only what we wait for ends an association, not a pause between two requests
+        ae.network_timeout = None
+        started = time.perf_counter()
+        try:
+            assoc: AssociationMixin = ae.associate(
+                peer.host,
+                peer.port,
+                contexts=list(contexts),
+                ae_title=peer.called,
+                tls_args=None if peer.tls is None else (peer.tls, peer.host),
+                evt_handlers=[
+                    (evt.EVT_FSM_TRANSITION, self._on_transition),
+                    (evt.EVT_ACCEPTED, self._on_accepted),
+                ],
+                transport=options,
+            )
+        except OSError as error:
+            # The name does not resolve, or the system refuses a socket option
+            self.failure = error
+            raise self._no_connection() from error
+        if not assoc.is_established:
+            raise self._why_not(assoc, time.perf_counter() - started)
+        missing = assoc.rejected_contexts
+        if missing:
+            assoc.release()
+            raise self._no_context(missing)
+        return assoc
+
+    def _on_transition(self, event: evt.Event) -> None:
+        self.events.add(event.fsm_event)
+
+    def _on_accepted(self, event: evt.Event) -> None:
+        from pynetdicom import evt
+        from pynetdicom.pdu_primitives import MaximumLengthNotification
+
+        self.accepted = True
+        # Who watches the state machine takes the association off the fast road
+        event.assoc.unbind(evt.EVT_FSM_TRANSITION, self._on_transition)
+        answer: Any = event.assoc.acceptor.primitive
+        for item in answer.user_information:
+            if isinstance(item, MaximumLengthNotification):
+                self.announced = item.maximum_length_received
+                if self.limit is not None:
+                    most = item.maximum_length_received or self.limit
+                    item.maximum_length_received = min(most, self.limit)
+
+    # Why not ----------------------------------------------------------------------------------------------------
+
+    def _why_not(self, assoc: AssociationMixin, waited: float) -> PeerError:
+        peer = self.peer
+        # A handler hears of a transition after the primitive that it has brought about
+        assoc.dul.wait_dead(1.0)
+        if self.failure is not None:
+            return self._no_connection()
+        if assoc.is_rejected:
+            return self._rejected(assoc.acceptor.primitive)
+        if self.accepted and not assoc.accepted_contexts:
+            return self._no_context(assoc.rejected_contexts)
+        if "Evt19" in self.events:
+            return PeerError(
+                f"{peer} answered with something that is not DICOM",
+                "is this the DICOM port, not that of a web server? Does the peer want TLS (--tls)?",
+                ABORTED,
+            )
+        if "Evt16" in self.events:
+            return PeerError(
+                f"{peer} aborted the association request",
+                f"look into the peer's log; does it know our AE title {peer.calling!r} (-aet), and its own as "
+                f"{peer.called!r} (-aec)?",
+                ABORTED,
+            )
+        if waited >= peer.acse_timeout * 0.99:
+            return PeerError(
+                f"{peer} took the connection, and did not answer the association request within "
+                f"{peer.acse_timeout:g} s",
+                "is this a DICOM port? Does the peer want TLS (--tls)? Is it busy? -ta gives it more time",
+                TIMEOUT,
+            )
+        return PeerError(
+            f"{peer} closed the connection in place of an answer to the association request",
+            "is this a DICOM port? Does the peer want TLS (--tls), or know only some addresses or AE titles "
+            "(-aet, -aec)?",
+            ABORTED,
+        )
+
+    def _no_connection(self) -> PeerError:
+        peer, error = self.peer, self.failure
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return PeerError(
+                f"the certificate of {peer} is not trusted: {error.verify_message}",
+                "give the peer's CA with --cacert, and HOST as the certificate has it; --no-verify for a test",
+                TLS_FAILED,
+            )
+        if isinstance(error, ssl.SSLError) or (
+            peer.tls is not None and isinstance(error, ConnectionResetError)
+        ):
+            return PeerError(
+                f"no TLS with {peer}: {error}",
+                "does this port want TLS at all? Leave --tls out if not. Does the peer ask for a certificate "
+                "(--cert, --key)?",
+                TLS_FAILED,
+            )
+        if isinstance(error, socket.gaierror):
+            return PeerError(
+                f"there is no host {peer.host!r}: {error.strerror}",
+                "check the name, or give its address",
+                NO_CONNECTION,
+            )
+        if isinstance(error, ConnectionRefusedError):
+            return PeerError(
+                f"{peer} refuses the connection",
+                "is the peer running, and listening on this port and address? A firewall may refuse it too",
+                NO_CONNECTION,
+            )
+        if isinstance(error, TimeoutError):
+            return PeerError(
+                f"no connection to {peer} within {peer.connection_timeout:g} s",
+                "is the host up, and does a firewall drop what goes to this port? -to gives it more time",
+                NO_CONNECTION,
+            )
+        remedy = None
+        if error is not None and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            remedy = "check the address, and the route to it"
+        return PeerError(f"no connection to {peer}: {error}", remedy, NO_CONNECTION)
+
+    def _rejected(self, answer: Any) -> PeerError:
+        peer = self.peer
+        source, reason = answer.result_source, answer.diagnostic
+        text = f"{peer} rejected the association: {answer.reason_str.lower()} (source {source}, reason {reason})"
+        remedy = "look into the peer's log"
+        if (source, reason) == (1, 7):
+            remedy = f"the peer is not called {peer.called!r}: give its AE title with -aec"
+        elif (source, reason) == (1, 3):
+            remedy = (
+                f"the peer does not know {peer.calling!r}: give an AE title that it knows with -aet, or have ours "
+                "entered there"
+            )
+        elif source == 3:
+            remedy = "the peer has too many associations at this moment: try again later"
+        return PeerError(text, remedy, REJECTED)
+
+    def _no_context(self, missing: Sequence[PresentationContext]) -> PeerError:
+        names = [context.abstract_syntax.name for context in missing if context.abstract_syntax]
+        return PeerError(
+            f"{self.peer} accepts the association, but not {', '.join(names)}",
+            "the peer does not offer this service, or not to this AE title (-aet)",
+            REJECTED,
+        )
+
+
+def _ae_class() -> Any:
+    """Return an AE that tells an `_Attempt` why there was no connection: pynetdicom only logs it."""
+    from pynetdicom.transport import AssociationSocket
+
+    from fastpdu.ae import AE
+
+    class _Socket(AssociationSocket):
+        def _shutdown_socket(self) -> None:
+            error = sys.exc_info()[1]
+            # Called while connect() handles the error
+            if isinstance(error, OSError) and not self._is_connected:
+                ae: Any = self.assoc.ae
+                ae.attempt.failure = error
+            super()._shutdown_socket()
+
+    class _AE(AE):
+        attempt: _Attempt
+
+        def _create_socket(self, *args: Any, **kwargs: Any) -> AssociationSocket:
+            sock = super()._create_socket(*args, **kwargs)
+            sock.__class__ = _Socket
+            return sock
+
+    return _AE
