@@ -265,8 +265,12 @@ class DirectMode:
         return None
 
     def _deliver(self, message: engine.Message) -> None:
-        """Hand a message to DIMSE on a thread that does not want it, and tell who may linger for it."""
+        """Hand a message to DIMSE on a thread that does not want it, and tell who may linger for it.
+
+        That one has it now, and will be back for the next: the idle reader stays away, and leaves the wake-up alone.
+        """
         self._dul.deliver(message)
+        self._lease_until = time.monotonic() + LEASE
         self._dul.rouse_reader()
 
     def _is_full(self) -> bool:

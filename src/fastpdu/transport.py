@@ -222,7 +222,8 @@ def listen(server: stock.AssociationServer) -> None:
     """
     sock: Any = server.socket
     if tunable(sock):
-        tune(sock, options_of(server, server.ae))
+        # (servers of other kinds have no AE)
+        tune(sock, options_of(server, getattr(server, "ae", None)))
     TCPServer.server_activate(server)
 
 

@@ -9,6 +9,7 @@ import ssl
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from socketserver import StreamRequestHandler, TCPServer
 from typing import Any
 
 import pytest
@@ -634,3 +635,19 @@ def test_segments_of_packed_and_corked_messages_are_whole(fast: kit.World) -> No
         "I", sock_of(assoc).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 20), 16
     )
     assert mss[0] <= 1000
+
+
+def test_a_server_of_another_kind_has_no_ae() -> None:
+    """Servers that are built on pynetdicom's, without its constructor, listen like any other."""
+
+    class Parrot(AssociationServer):
+        def __init__(self) -> None:
+            self.ssl_context = None
+            TCPServer.__init__(self, ("127.0.0.1", 0), StreamRequestHandler)
+
+        def server_bind(self) -> None:
+            TCPServer.server_bind(self)
+
+    with fastpdu.installed(TransportOptions(receive_buffer=65536)), Parrot() as server:
+        assert server.socket is not None
+        assert server.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 65536
