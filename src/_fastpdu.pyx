@@ -1721,6 +1721,8 @@ cdef class Connection:
         cdef Outgoing body = Outgoing(data)
         cdef int64_t patience = patience_of(timeout)
         cdef int code
+        if body.count != 1:
+            raise TypeError("send_bytes takes one bytes-like object")
         with self.send_lock:
             self._begin_send(False)
             try:
@@ -2436,18 +2438,23 @@ def open_head(path, Py_ssize_t limit):
     c_name = PyBytes_AsString(name)
     into = PyBytes_AsString(head)
     # One release of the GIL for all three: in a process with other threads each costs more than the calls
-    with nogil:
-        size = 0
-        fd = fp_open(c_name)
-        got = fd
-        if fd >= 0:
-            got = fp_pread(fd, into, limit, 0)
-            if got >= 0:
-                size = fp_size(fd)
-                if size < 0:
-                    got = size
-            if got < 0:
-                fp_close(fd)
+    while True:
+        with nogil:
+            size = 0
+            fd = fp_open(c_name)
+            got = fd
+            if fd >= 0:
+                got = fp_pread(fd, into, limit, 0)
+                if got >= 0:
+                    size = fp_size(fd)
+                    if size < 0:
+                        got = size
+                if got < 0:
+                    fp_close(fd)
+        if got != -EINTR:
+            break
+        # Opening a pipe may take for ever
+        PyErr_CheckSignals()
     if got < 0:
         raise OSError(<int>-got, os.strerror(<int>-got), path)
     return fd, size, head if got == limit else head[:got]

@@ -178,10 +178,7 @@ static inline int64_t fp_sendv(int fd, fp_iov *v, int n)
 /* Open a file for reading: a descriptor, or a negative errno. */
 static inline int fp_open(const char *path)
 {
-    int fd;
-    do
-        fd = open(path, O_RDONLY | O_CLOEXEC);
-    while (fd < 0 && errno == EINTR);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
     return fd < 0 ? (int)fp_failed() : fd;
 }
 

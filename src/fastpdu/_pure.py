@@ -1521,6 +1521,8 @@ class Connection:
             See `send`.
         """
         _deadline(timeout)
+        if isinstance(data, (list, tuple)):
+            raise TypeError("send_bytes takes one bytes-like object")
         with _views([data]) as views, self._sending(False), self._in_use():
             self._push([_Pdu([pdu]) for view in views for pdu in _split_pdus(view)], timeout)
 

@@ -14,7 +14,7 @@ from pynetdicom._globals import DEFAULT_MAX_LENGTH
 
 from fastpdu import association_qr, dsutils, service_class, service_class_qr, stats, transport
 from fastpdu.acse import ACSE, limit_half_open
-from fastpdu.dimse import DIMSEServiceProvider
+from fastpdu.dimse import DIMSEServiceProvider, get_store_answer, send_encoded
 from fastpdu.dimse_messages import BufferList, Encoded, encode_store_request, store_request
 from fastpdu.dul import BOUND, DULServiceProvider
 
@@ -351,7 +351,7 @@ class AssociationMixin(stock.Association):
                 originator_id,
             )
             if command is not None:
-                encoded = Encoded(command, source.data, source.file)
+                encoded = Encoded(command, source.data, source.file, is_awaited=True)
             request: Any = None
             if encoded is None:
                 request = _store_request(source, msg_id, priority, originator_aet, originator_id)
@@ -360,12 +360,12 @@ class AssociationMixin(stock.Association):
                 # The reactor serves a message of the peer at this moment
                 threading.Event().wait(0.0001)
             try:
-                if encoded is None or not self.dimse.send_encoded(source.context_id, encoded):
+                if encoded is None or not send_encoded(self.dimse, source.context_id, encoded):
                     request = request or _store_request(
                         source, msg_id, priority, originator_aet, originator_id
                     )
                     self.dimse.send_msg(request, source.context_id)
-                answer = self.dimse.get_store_answer()
+                answer = get_store_answer(self.dimse)
             finally:
                 self._reactor_checkpoint.set()
         finally:

@@ -18,12 +18,11 @@ from pynetdicom.sop_class import RepositoryQuery  # type: ignore[attr-defined]
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
 from fastpdu import dsutils, identifiers
-from fastpdu.dimse import DIMSEServiceProvider
+from fastpdu.dimse import DIMSEServiceProvider, send_encoded
 from fastpdu.dimse_messages import (
     C_FIND_RSP,
     C_GET_RSP,
     C_MOVE_RSP,
-    Encoded,
     Pending,
     encode_store_response,
     store_response,
@@ -161,10 +160,9 @@ def serve_sub_operation(assoc: AssociationMixin, request: Any) -> bool:
         LOGGER.exception(error)
         response.Status = 0xC211
     else:
-        if type(status) is int and status in STORAGE_SERVICE_CLASS_STATUS:
-            encoded = Encoded(encode_store_response(request, status), is_last=True)
-            if assoc.dimse.send_encoded(context_id, encoded):
-                return True
+        encoded = encode_store_response(request, status)
+        if encoded is not None and send_encoded(assoc.dimse, context_id, encoded):
+            return True
         _set_status(response, status)
     assoc.dimse.send_msg(response, context_id)
     return True

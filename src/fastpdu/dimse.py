@@ -89,13 +89,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         return self._await(self.accept)
 
     def get_store_answer(self) -> Any:
-        """Wait for the answer to a C-STORE request.
-
-        Returns
-        -------
-        int, DIMSEPrimitive or None
-            The status, if the answer is a response that says nothing else; any other message; None if none came.
-        """
+        """Wait for the answer to a C-STORE request; see the function of the same name."""
         dul = self.dul
         if isinstance(dul, DULServiceProvider) and dul.is_direct:
             message = dul.direct.take_answer()
@@ -212,17 +206,21 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         message : engine.Message
             The message.
         """
-        item = self.accept(message)
+        # With the read token in hand, or nobody else reading: the next message may need a file, too
+        sink, self.sink = self.sink, None
+        item = self.accept(message, sink)
         if item is not None:
             self.msg_queue.put(item)
 
-    def accept(self, message: engine.Message) -> _QueueItem | None:
+    def accept(self, message: engine.Message, sink: Any = None) -> _QueueItem | None:
         """Return what `get_msg` has to return for a whole message from the engine.
 
         Parameters
         ----------
         message : engine.Message
             The message.
+        sink : tuple of (file, Path), optional
+            The temporary file that its data set went to.
 
         Returns
         -------
@@ -230,7 +228,6 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             The presentation context ID and the primitive; None if the message is not for who asks for one, and has
             been dealt with.
         """
-        sink, self.sink = self.sink, None
         if sink is not None:
             sink[0].flush()
         try:
@@ -353,20 +350,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             self._send_stock(messages.to_stock_message(primitive, context_id), context_id)
 
     def send_encoded(self, context_id: int, message: messages.Encoded) -> bool:
-        """Send a message without a primitive.
-
-        Parameters
-        ----------
-        context_id : int
-            The presentation context ID.
-        message : Encoded
-            The message.
-
-        Returns
-        -------
-        bool
-            False if that cannot be done now, and nothing has been sent: `send_msg` has to do it.
-        """
+        """Send a message without a primitive, if that is possible; see the function of the same name."""
         dul = self.dul
         return (
             isinstance(dul, DULServiceProvider)
@@ -385,6 +369,52 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         ROADS.count("stock_sent", self.roads)
         for primitive in message.encode_msg(context_id, self.maximum_pdu_size):
             self.dul.send_pdu(primitive)
+
+
+_REPLACEABLE = frozenset({"send_msg", "get_msg"})
+
+
+def _is_ours(dimse: Any) -> bool:
+    """Whether a DIMSE provider is one of these, and nobody has replaced what it does on the instance."""
+    return isinstance(dimse, DIMSEServiceProvider) and _REPLACEABLE.isdisjoint(vars(dimse))
+
+
+def send_encoded(dimse: Any, context_id: int, message: messages.Encoded) -> bool:
+    """Send a message without a primitive.
+
+    Parameters
+    ----------
+    dimse : pynetdicom.dimse.DIMSEServiceProvider
+        The association's provider, of any kind.
+    context_id : int
+        The presentation context ID.
+    message : Encoded
+        The message.
+
+    Returns
+    -------
+    bool
+        False if that cannot be done now, and nothing has been sent: `send_msg` has to do it.
+    """
+    return _is_ours(dimse) and dimse.send_encoded(context_id, message)
+
+
+def get_store_answer(dimse: Any) -> Any:
+    """Wait for the answer to a C-STORE request.
+
+    Parameters
+    ----------
+    dimse : pynetdicom.dimse.DIMSEServiceProvider
+        The association's provider, of any kind.
+
+    Returns
+    -------
+    int, DIMSEPrimitive or None
+        The status, if the answer is a response that says nothing else; any other message; None if none came.
+    """
+    if _is_ours(dimse):
+        return dimse.get_store_answer()
+    return dimse.get_msg(block=True)[1]
 
 
 def _remove(sink: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any, cast
 from pydicom.uid import UID
 from pynetdicom import _config, _validators, dimse, dimse_messages
 from pynetdicom.dsutils import decode, encode
+from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
 from fastpdu import engine
 
@@ -80,9 +81,12 @@ def _conformant_uid(text: str) -> UID | None:
     return str.__new__(UID, text)
 
 
-def _attribute_of(keyword: str) -> str:
-    """Return the attribute in which primitives keep the parameter behind the property `keyword`."""
-    return "".join(f"_{word.lower()}" for word in _WORDS.findall(keyword))
+def _attribute_of(primitive: type, keyword: str) -> str:
+    """Return the attribute in which a primitive keeps a parameter: the one behind a property, else `keyword` itself."""
+    attribute = "".join(f"_{word.lower()}" for word in _WORDS.findall(keyword))
+    probe, value = primitive(), object()
+    vars(probe)[attribute] = value
+    return attribute if getattr(probe, keyword) is value else keyword
 
 
 def _checks_uids_as_usual() -> bool:
@@ -134,17 +138,15 @@ class _Layout:
         ]
         self.elements = tuple(_ELEMENTS[keyword] for keyword in keywords)
         # The attributes behind the properties, where there are: those compute nothing
-        found = [_attribute_of(keyword) for keyword in keywords]
-        names = [
-            attribute if hasattr(probe, attribute) else keyword
-            for keyword, attribute in zip(keywords, found, strict=True)
-        ]
+        names = [_attribute_of(self.primitive, keyword) for keyword in keywords]
         # (of a single name it would return the value itself)
         self.values = attrgetter(*names, *names[:1])
         self._blank = vars(probe)
         had = {e: k for e, k in _KEYWORDS.items() if hasattr(probe, k)}
-        self._plain = {e: _attribute_of(k) for e, k in had.items() if k in _PLAIN}
-        self._uids = {e: (_attribute_of(k), k) for e, k in had.items() if k in _UIDS}
+        self._plain = {e: _attribute_of(self.primitive, k) for e, k in had.items() if k in _PLAIN}
+        self._uids = {
+            e: (_attribute_of(self.primitive, k), k) for e, k in had.items() if k in _UIDS
+        }
         self._checked = {e: k for e, k in had.items() if k not in _PLAIN and k not in _UIDS}
         self.data_keyword = dimse_messages._DATASET_KEYWORDS.get(message.__name__)
 
@@ -200,9 +202,11 @@ class Encoded:
         The file that holds the data set: open, or its path and the offset where the data set begins.
     is_last : bool
         Whether it is the last that its sender has to do for the peer, who now waits for nothing else.
+    is_awaited : bool
+        Whether the thread that sends it reads the answer next.
     """
 
-    __slots__ = ("command", "data", "file", "is_last")
+    __slots__ = ("command", "data", "file", "is_awaited", "is_last")
 
     def __init__(
         self,
@@ -210,16 +214,13 @@ class Encoded:
         data: Any = b"",
         file: OpenFile | tuple[Any, int] | None = None,
         is_last: bool = False,
+        is_awaited: bool = False,
     ) -> None:
         self.command = command
         self.data = data
         self.file = file
         self.is_last = is_last
-
-    @property
-    def is_awaited(self) -> bool:
-        """Whether the thread that sends it reads the answer next: both forms are those of our own `send_c_store`."""
-        return isinstance(self.file, OpenFile) or type(self.data) is list
+        self.is_awaited = is_awaited
 
 
 class OpenFile:
@@ -351,7 +352,7 @@ def to_primitive(message: engine.Message) -> Any:
         return None
     primitive = layout.make(elements)
     if layout.data_keyword:
-        primitive._dataset = _stream(message.data)
+        setattr(primitive, layout.data_keyword, _stream(message.data))
     primitive._context_id = message.context_id
     primitive._dataset_path = None
     primitive._dataset_file = None
@@ -400,6 +401,7 @@ def encode_store_request(
         type(message_id) is int
         and (originator_aet is None or _is_plain_title(originator_aet))
         and (originator_id is None or type(originator_id) is int)
+        and type(priority) is int
         and priority in _PRIORITIES
         and _checks_uids_as_usual()
         and _conformant_uid(sop_class)
@@ -445,18 +447,24 @@ def store_response(request: Any) -> Any:
     return response
 
 
-def encode_store_response(request: Any, status: int) -> bytes:
-    """Return the command set of a response that says nothing but its status."""
-    return engine.encode_command(
-        {
-            0x0002: request._affected_sop_class_uid,
-            COMMAND_FIELD: C_STORE_RSP,
-            0x0120: request._message_id,
-            COMMAND_DATA_SET_TYPE: NO_DATA_SET,
-            0x0900: status,
-            0x1000: request._affected_sop_instance_uid,
-        }
-    )
+def encode_store_response(request: Any, status: Any) -> Encoded | None:
+    """Return a response that says nothing but its status, None if a value needs a closer look."""
+    if type(status) is not int or status not in STORAGE_SERVICE_CLASS_STATUS:
+        return None
+    try:
+        command = engine.encode_command(
+            {
+                0x0002: request._affected_sop_class_uid,
+                COMMAND_FIELD: C_STORE_RSP,
+                0x0120: request._message_id,
+                COMMAND_DATA_SET_TYPE: NO_DATA_SET,
+                0x0900: status,
+                0x1000: request._affected_sop_instance_uid,
+            }
+        )
+    except engine.CommandError:
+        return None
+    return Encoded(command, is_last=True)
 
 
 def plain_store_status(message: engine.Message) -> int | None:

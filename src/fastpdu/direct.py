@@ -197,7 +197,7 @@ class DirectMode:
             return None
         dimse: Any = dul.assoc.dimse
         try:
-            if dul.is_direct and not dimse.msg_queue.queue:
+            if dul.is_direct and dul.may_stay_direct() and not dimse.msg_queue.queue:
                 message = dul.take_message(cast(engine.Connection, dul.connection), 0, True)
                 if not isinstance(message, int):
                     if dimse.sink is None:
@@ -219,9 +219,9 @@ class DirectMode:
                 message = self._step(0)
                 if message is None:
                     return
-                self._deliver(message)
+                dul.deliver(message)
         finally:
-            self.token.release()
+            self._unlock()
 
     def idle(self, has_work: Callable[[], bool]) -> engine.Message | None:
         """On the association's thread: wait for a message, or for anything else to do.
@@ -256,7 +256,7 @@ class DirectMode:
                 if dul.is_direct and not has_work():
                     message = self._step(dul.idle_remaining())
                     if message is not None:
-                        if assoc._reactor_checkpoint.is_open:
+                        if assoc._reactor_checkpoint.is_open and not assoc.dimse.msg_queue.queue:
                             return message
                         # While the token is in hand: who waits for it looks there as soon as it has the token
                         self._deliver(message)
@@ -265,7 +265,7 @@ class DirectMode:
         return None
 
     def _deliver(self, message: engine.Message) -> None:
-        """Hand a message to DIMSE on a thread that does not want it, and tell who may linger for it.
+        """Hand a message to DIMSE on the idle thread, and tell who may linger for it.
 
         That one has it now, and will be back for the next: the idle reader stays away, and leaves the wake-up alone.
         """
@@ -330,6 +330,10 @@ class DirectMode:
     def _release(self) -> None:
         """Give the read token back: who has read once will read again soon."""
         self._lease_until = time.monotonic() + LEASE
+        self._unlock()
+
+    def _unlock(self) -> None:
+        """Give the read token back to the idle reader, which may have parked until somebody does."""
         self._reads += 1
         self.token.release()
         if self._parked_for_long:

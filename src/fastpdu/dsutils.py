@@ -233,6 +233,12 @@ def _from_dataset(assoc: Association, dataset: Dataset) -> StoreSource | None:
         transfer_syntax = dataset.file_meta.TransferSyntaxUID
     except AttributeError:
         return None
+    if not (
+        isinstance(sop_class, str)
+        and isinstance(sop_instance, str)
+        and isinstance(transfer_syntax, UID)
+    ):
+        return None
     if transfer_syntax.is_private or transfer_syntax.is_deflated:
         return None
     encoding = (transfer_syntax.is_implicit_VR, transfer_syntax.is_little_endian)

@@ -11,7 +11,8 @@ from pynetdicom import service_class as stock
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.sop_class import uid_to_service_class
 
-from fastpdu.dimse_messages import Encoded, encode_store_response, store_response
+from fastpdu.dimse import send_encoded
+from fastpdu.dimse_messages import encode_store_response, store_response
 
 if TYPE_CHECKING:
     from pynetdicom.presentation import PresentationContextTuple
@@ -111,10 +112,9 @@ def _serve(assoc: Any, dimse: Any, request: Any, context: PresentationContextTup
     # The handler raised, aborted or released
     if not attempt._success or not assoc.is_established:
         return
-    if type(status) is int and status in _STORAGE.statuses:
-        encoded = Encoded(encode_store_response(request, status), is_last=True)
-        if dimse.send_encoded(context_id, encoded):
-            return
+    encoded = encode_store_response(request, status)
+    if encoded is not None and send_encoded(dimse, context_id, encoded):
+        return
     dimse.send_msg(_STORAGE(assoc).validate_status(status, response), context_id)
 
 

@@ -23,7 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from fastpdu import identifiers
-from fastpdu.dimse import DIMSEServiceProvider
+from fastpdu.dimse import send_encoded
 from fastpdu.dimse_messages import Encoded, encode_primitive
 from fastpdu.dsutils import StoredFile
 
@@ -73,7 +73,7 @@ class ServiceClassMixin(stock.ServiceClass):
         for result, error in results:
             if error is None and isinstance(result, (tuple, list)) and len(result) == 2:
                 status, item = result
-                if isinstance(item, (str, os.PathLike)):
+                if _is_path(item):
                     yield (status, self._stored(item)), None
                     continue
             yield result, error
@@ -86,6 +86,16 @@ class ServiceClassMixin(stock.ServiceClass):
             except Exception as error:
                 return StoredFile(path, error)
         return StoredFile(path)
+
+
+def _is_path(item: Any) -> bool:
+    """Whether a handler means a file. A text that names none is what it is to pynetdicom: not a data set."""
+    if isinstance(item, str):
+        found = os.path.isfile(item)
+        if not found:
+            LOGGER.error("Unable to send %r: there is no such file", item)
+        return found
+    return isinstance(item, os.PathLike)
 
 
 class _Matches:
@@ -144,9 +154,7 @@ class _Matches:
             response.Identifier = BytesIO(data)
             command = self._commands[status] = encode_primitive(response, self._context_id).command
         dimse = service.dimse
-        if not isinstance(dimse, DIMSEServiceProvider) or not dimse.send_encoded(
-            self._context_id, Encoded(command, data)
-        ):
+        if not send_encoded(dimse, self._context_id, Encoded(command, data)):
             response.Identifier = BytesIO(data)
             dimse.send_msg(response, self._context_id)
         return True
