@@ -684,3 +684,85 @@ def test_rebinding_between_messages(world: kit.World, files: data.Files) -> None
         return results
 
     kit.against_oracle(world, scenario)
+
+
+@pytest.mark.parametrize("uid", ["é.1", "1.02", "1.2.", "a.b", "1" * 64])
+def test_odd_instance_uids(world: kit.World, uid: str) -> None:
+    """UIDs that the standard does not know are stored and answered all the same."""
+
+    def scenario(world: kit.World, uid: str) -> Any:
+        got: list[str] = []
+
+        def handler(event: evt.Event) -> int:
+            got.append(str(event.request.AffectedSOPInstanceUID))
+            return 0
+
+        server = world.serve(CTX, [(evt.EVT_C_STORE, handler)])
+        assoc = world.connect(server, CTX)
+        ds = data.image(1, 70000)
+        ds.SOPInstanceUID = uid
+        results = [kit.outcome(lambda: assoc.send_c_store(ds)) for _ in range(2)]
+        return results, got, assoc.is_established
+
+    kit.against_oracle(world, scenario, uid)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"priority": [1]},
+        {"priority": True},
+        {"priority": None},
+        {"SOPInstanceUID": ["1.2", "1.3"]},
+        {"SOPClassUID": ["1.2", "1.3"]},
+        {"TransferSyntaxUID": None},
+    ],
+    ids=str,
+)
+def test_values_that_cannot_be_sent(world: kit.World, change: dict[str, Any]) -> None:
+    """The exceptions are those of stock."""
+
+    def scenario(world: kit.World, change: dict[str, Any]) -> Any:
+        server = world.serve(CTX, Sink().handlers)
+        assoc = world.connect(server, CTX)
+        ds = data.image(1, 70000)
+        arguments = {}
+        for name, value in change.items():
+            if name == "TransferSyntaxUID":
+                ds.file_meta.TransferSyntaxUID = value
+            elif name in ds:
+                setattr(ds, name, value)
+            else:
+                arguments[name] = value
+        return kit.outcome(lambda: assoc.send_c_store(ds, **arguments))
+
+    kit.against_oracle(world, scenario, change)
+
+
+def test_a_replaced_dimse_provider_is_asked(world: kit.World) -> None:
+    """Who replaces what the DIMSE provider does sees every message, on both sides."""
+
+    def scenario(world: kit.World) -> Any:
+        calls: list[str] = []
+
+        def recorded(provider: Any, side: str) -> None:
+            for name in ("send_msg", "get_msg"):
+                original = getattr(provider, name)
+
+                def call(*args: Any, _name: str = name, _call: Any = original, **kw: Any) -> Any:
+                    if _name == "send_msg" or kw.get("block") or args == (True,):
+                        calls.append(f"{side} {_name}")
+                    return _call(*args, **kw)
+
+                setattr(provider, name, call)
+
+        server = world.serve(CTX, Sink().handlers)
+        assoc = world.connect(server, CTX)
+        recorded(assoc.dimse, "scu")
+        recorded(server.one().dimse, "scp")
+        statuses = [kit.outcome(lambda: assoc.send_c_store(data.image(1, 70000))) for _ in range(3)]
+        return statuses, sorted(calls)
+
+    _, calls = kit.against_oracle(world, scenario)
+    assert calls.count("scu send_msg") == calls.count("scu get_msg") == 3
+    assert calls.count("scp send_msg") == 3
