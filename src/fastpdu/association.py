@@ -11,15 +11,25 @@ from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom import association as stock
 from pynetdicom._globals import DEFAULT_MAX_LENGTH
+from pynetdicom.dimse_primitives import C_ECHO
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from fastpdu import association_qr, dsutils, service_class, service_class_qr, stats, transport
 from fastpdu.acse import ACSE, limit_half_open
-from fastpdu.dimse import DIMSEServiceProvider, get_store_answer, send_encoded
-from fastpdu.dimse_messages import BufferList, Encoded, encode_store_request, store_request
+from fastpdu.dimse import DIMSEServiceProvider, get_answer, send_encoded
+from fastpdu.dimse_messages import (
+    C_ECHO_RSP,
+    C_STORE_RSP,
+    BufferList,
+    Encoded,
+    encode_echo_request,
+    encode_store_request,
+    store_request,
+)
 from fastpdu.dul import BOUND, DULServiceProvider
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pydicom.uid import UID
@@ -101,8 +111,10 @@ class AssociationMixin(stock.Association):
     _is_waiting: bool
     # (SOP class, transfer syntax): accepted context
     _context_cache: dict[tuple[str, str], PresentationContext]
-    # (context ID, SOP class): accepted context, and what handlers are told of it
-    _storage_contexts: dict[tuple[int, str], tuple[PresentationContext, PresentationContextTuple]]
+    # (context ID, SOP class, service class): accepted context, and what handlers are told of it
+    _service_contexts: dict[
+        tuple[int, str, type], tuple[PresentationContext, PresentationContextTuple]
+    ]
     # The time of serving the peer's requests
     _serving: stats.Stopwatch
     # Held from the line about the end on
@@ -352,30 +364,74 @@ class AssociationMixin(stock.Association):
             )
             if command is not None:
                 encoded = Encoded(command, source.data, source.file, is_awaited=True)
-            request: Any = None
-            if encoded is None:
-                request = _store_request(source, msg_id, priority, originator_aet, originator_id)
-            self._reactor_checkpoint.clear()
-            while not self._is_paused:
-                # The reactor serves a message of the peer at this moment
-                threading.Event().wait(0.0001)
-            try:
-                if encoded is None or not send_encoded(self.dimse, source.context_id, encoded):
-                    request = request or _store_request(
-                        source, msg_id, priority, originator_aet, originator_id
-                    )
-                    self.dimse.send_msg(request, source.context_id)
-                answer = get_store_answer(self.dimse)
-            finally:
-                self._reactor_checkpoint.set()
+
+            def request() -> Any:
+                return _store_request(source, msg_id, priority, originator_aet, originator_id)
+
+            return self._exchange(encoded, request, source.context_id, C_STORE_RSP)
         finally:
             source.close()
+
+    def _exchange(
+        self,
+        encoded: Encoded | None,
+        make_request: Callable[[], Any],
+        context_id: int,
+        field: int,
+    ) -> Dataset:
+        """Send a request and return the status of its response.
+
+        Parameters
+        ----------
+        encoded : Encoded or None
+            The message, if it needs no primitive.
+        make_request : callable
+            Makes the primitive, should it be needed.
+        context_id : int
+            The presentation context ID.
+        field : int
+            The Command Field of the response.
+        """
+        request = make_request() if encoded is None else None
+        self._reactor_checkpoint.clear()
+        while not self._is_paused:
+            # The reactor serves a message of the peer at this moment
+            threading.Event().wait(0.0001)
+        try:
+            if encoded is None or not send_encoded(self.dimse, context_id, encoded):
+                self.dimse.send_msg(request or make_request(), context_id)
+            answer = get_answer(self.dimse, field)
+        finally:
+            self._reactor_checkpoint.set()
         if type(answer) is int:
             return dsutils.status_dataset(answer)
         if answer is None:
             self._handle_no_response()
             return Dataset()
         return self._check_received_status(answer)
+
+    # C-ECHO -----------------------------------------------------------------------------------------------------
+
+    def send_c_echo(self, msg_id: int = 1) -> Dataset:
+        """Send a C-ECHO request to the peer AE; see pynetdicom."""
+        encoded = None
+        # (at that level pynetdicom says what it sends)
+        if self.is_established and not LOGGER.isEnabledFor(logging.INFO):
+            encoded = encode_echo_request(msg_id)
+        if encoded is None:
+            return super().send_c_echo(msg_id)
+
+        def request() -> Any:
+            primitive = C_ECHO()
+            primitive.MessageID = msg_id
+            primitive.AffectedSOPClassUID = Verification
+            return primitive
+
+        context = self._context_cache.get((Verification, ""))
+        if context is None or self._accepted_cx.get(cast(int, context.context_id)) is not context:
+            context = self._get_valid_context(Verification, "", "scu")
+            self._context_cache[Verification, ""] = context
+        return self._exchange(encoded, request, cast(int, context.context_id), C_ECHO_RSP)
 
     # C-FIND, C-GET and C-MOVE -----------------------------------------------------------------------------------
 
@@ -409,7 +465,7 @@ class AssociationMixin(stock.Association):
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Handle a DIMSE service request; see pynetdicom. A C-STORE for the storage service takes a shorter way."""
         with self._serving:
-            if service_class.serve_store(self, msg, context_id) or service_class_qr.serve(
+            if service_class.serve(self, msg, context_id) or service_class_qr.serve(
                 self, msg, context_id
             ):
                 return
@@ -487,7 +543,7 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     fast._transport_options = options
     fast._is_waiting = False
     fast._context_cache = {}
-    fast._storage_contexts = {}
+    fast._service_contexts = {}
     fast._serving = stats.Stopwatch()
     fast._end_logged = threading.Lock()
     dul = DULServiceProvider(fast, options)

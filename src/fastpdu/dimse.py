@@ -88,21 +88,14 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             return item or (None, None)
         return self._await(self.accept)
 
-    def get_store_answer(self) -> Any:
-        """Wait for the answer to a C-STORE request; see the function of the same name."""
-        dul = self.dul
-        if isinstance(dul, DULServiceProvider) and dul.is_direct:
-            message = dul.direct.take_answer()
-            if message is not None:
-                item = dul.in_context(self._accept_store_answer, message)
-                if item is not None:
-                    return item[1]
-        item = self._next() or self._await(self._accept_store_answer)
+    def get_answer(self, field: int) -> Any:
+        """Wait for the answer to a request; see the function of the same name."""
+        item = self._next() or self._await(partial(self._accept_answer, field))
         return item[1]
 
-    def _accept_store_answer(self, message: engine.Message) -> Any:
+    def _accept_answer(self, field: int, message: engine.Message) -> Any:
         if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
-            status = messages.plain_store_status(message)
+            status = messages.plain_status(message, field)
             if status is not None:
                 return message.context_id, status
         return self.accept(message)
@@ -132,9 +125,14 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
 
     def _await(self, accept: Callable[[engine.Message], _QueueItem | None]) -> _QueueItem:
         """Wait for a message: who waits reads the socket itself."""
+        dul = self.dul
+        if isinstance(dul, DULServiceProvider) and dul.is_direct:
+            message = dul.direct.take_answer()
+            item = None if message is None else dul.in_context(accept, message)
+            if item is not None:
+                return item
         timeout = self.dimse_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
-        dul = self.dul
         if isinstance(dul, DULServiceProvider):
             while dul.is_direct or dul.enter_direct():
                 message = dul.direct.read(deadline, self._has_message)
@@ -399,13 +397,15 @@ def send_encoded(dimse: Any, context_id: int, message: messages.Encoded) -> bool
     return _is_ours(dimse) and dimse.send_encoded(context_id, message)
 
 
-def get_store_answer(dimse: Any) -> Any:
-    """Wait for the answer to a C-STORE request.
+def get_answer(dimse: Any, field: int) -> Any:
+    """Wait for the answer to a request.
 
     Parameters
     ----------
     dimse : pynetdicom.dimse.DIMSEServiceProvider
         The association's provider, of any kind.
+    field : int
+        The Command Field of the response.
 
     Returns
     -------
@@ -413,7 +413,7 @@ def get_store_answer(dimse: Any) -> Any:
         The status, if the answer is a response that says nothing else; any other message; None if none came.
     """
     if _is_ours(dimse):
-        return dimse.get_store_answer()
+        return dimse.get_answer(field)
     return dimse.get_msg(block=True)[1]
 
 

@@ -24,10 +24,13 @@ DATA_SET_FOLLOWS = 0x0001
 NO_DATA_SET = 0x0101
 C_STORE_RQ = 0x0001
 C_STORE_RSP = 0x8001
+C_ECHO_RQ = 0x0030
+C_ECHO_RSP = 0x8030
 C_FIND_RSP = 0x8020
 C_GET_RSP = 0x8010
 C_MOVE_RSP = 0x8021
 COMMAND_FIELD = 0x0100
+_VERIFICATION = "1.2.840.10008.1.1"
 COMMAND_DATA_SET_TYPE = 0x0800
 
 # Elements of group 0000 by keyword (PS3.7 E.1), the ones that primitives have as attributes
@@ -189,6 +192,12 @@ _RESPONSES = {
 }
 
 
+# Requests of operations with exactly one response, but for C-STORE
+_AWAITED = frozenset({0x0030, 0x0100, 0x0110, 0x0120, 0x0130, 0x0140, 0x0150})
+_RESPONSE_FIELDS = frozenset(field for field in _LAYOUTS if field & 0x8000)
+_PENDING_STATUSES = frozenset({0xFF00, 0xFF01})
+
+
 class Encoded:
     """A message that is ready to be sent.
 
@@ -293,9 +302,16 @@ def encode_primitive(primitive: Any, context_id: int) -> Encoded:
     except engine.CommandError:
         # Unusual values: let pydicom decide what they are
         return encode_stock_message(to_stock_message(primitive, context_id))
-    if buffer is not None:
-        return Encoded(command, data_of(buffer))
-    return Encoded(command, b"", path)
+    encoded = Encoded(command) if buffer is None else Encoded(command, data_of(buffer))
+    if buffer is None:
+        encoded.file = path
+    # pynetdicom's methods for these requests read the answer next; after a last response there is nothing to be done
+    field = layout.field
+    encoded.is_awaited = field in _AWAITED
+    encoded.is_last = encoded.is_awaited or (
+        field in _RESPONSE_FIELDS and primitive._status not in _PENDING_STATUSES
+    )
+    return encoded
 
 
 class BufferList(BytesIO):
@@ -467,14 +483,22 @@ def encode_store_response(request: Any, status: Any) -> Encoded | None:
     return Encoded(command, is_last=True)
 
 
-def plain_store_status(message: engine.Message) -> int | None:
-    """Return the status of a C-STORE response that says nothing else, None for any other message."""
+def plain_status(message: engine.Message, field: int) -> int | None:
+    """Return the status of a response that says nothing else, None for any other message.
+
+    Parameters
+    ----------
+    message : engine.Message
+        The message.
+    field : int
+        The Command Field of the response: that of C-STORE or C-ECHO.
+    """
     try:
         elements = engine.decode_command(message.command)
     except engine.CommandError:
         return None
     if (
-        elements.get(COMMAND_FIELD) != C_STORE_RSP
+        elements.get(COMMAND_FIELD) != field
         or message.data is not None
         or 0x0120 not in elements
         or not _PLAIN_RESPONSE.issuperset(elements)
@@ -484,6 +508,38 @@ def plain_store_status(message: engine.Message) -> int | None:
     ):
         return None
     return elements.get(0x0900)
+
+
+def encode_echo_request(message_id: Any) -> Encoded | None:
+    """Return a C-ECHO request, None if its Message ID needs a closer look."""
+    if type(message_id) is not int:
+        return None
+    try:
+        command = engine.encode_command(
+            {
+                0x0002: _VERIFICATION,
+                COMMAND_FIELD: C_ECHO_RQ,
+                0x0110: message_id,
+                COMMAND_DATA_SET_TYPE: NO_DATA_SET,
+            }
+        )
+    except engine.CommandError:
+        return None
+    return Encoded(command, is_last=True, is_awaited=True)
+
+
+def encode_echo_response(request: Any) -> Encoded:
+    """Return the response to a C-ECHO request: Success."""
+    command = engine.encode_command(
+        {
+            0x0002: _VERIFICATION,
+            COMMAND_FIELD: C_ECHO_RSP,
+            0x0120: request._message_id,
+            COMMAND_DATA_SET_TYPE: NO_DATA_SET,
+            0x0900: 0x0000,
+        }
+    )
+    return Encoded(command, is_last=True)
 
 
 class Pending:
@@ -504,7 +560,6 @@ class Pending:
         self.identifier = identifier
 
 
-_PENDING_STATUSES = frozenset({0xFF00, 0xFF01})
 _PENDING_ELEMENTS = frozenset(
     {
         *(0x0002, COMMAND_FIELD, 0x0110, 0x0120, COMMAND_DATA_SET_TYPE, 0x0900),

@@ -1,4 +1,4 @@
-"""The storage service as SCP, without looking up again what the association knows."""
+"""The storage and verification services as SCP, without looking up again what the association knows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pynetdicom import _config, evt
 from pynetdicom import service_class as stock
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.sop_class import uid_to_service_class
 
 from fastpdu.dimse import send_encoded
-from fastpdu.dimse_messages import encode_store_response, store_response
+from fastpdu.dimse_messages import encode_echo_response, encode_store_response, store_response
 
 if TYPE_CHECKING:
     from pynetdicom.presentation import PresentationContextTuple
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 # That of `Association._serve_request`
 LOGGER = logging.getLogger("pynetdicom.association")
 
-_STORAGE = stock.StorageServiceClass
-_STOCK_SCP = _STORAGE.SCP
+_STORAGE, _VERIFICATION = stock.StorageServiceClass, stock.VerificationServiceClass
+_STOCK_SCP, _STOCK_ECHO = _STORAGE.SCP, _VERIFICATION.SCP
+_DEFAULT_ECHO_HANDLER = evt.get_default_handler(evt.EVT_C_ECHO)
 
 
-def serve_store(assoc: AssociationMixin, request: Any, context_id: int) -> bool:
-    """Serve a C-STORE request like `Association._serve_request` and `StorageServiceClass.SCP` do.
+def serve(assoc: AssociationMixin, request: Any, context_id: int) -> bool:
+    """Serve a C-STORE or C-ECHO request like `Association._serve_request` and pynetdicom's service classes do.
 
     Parameters
     ----------
@@ -43,22 +44,42 @@ def serve_store(assoc: AssociationMixin, request: Any, context_id: int) -> bool:
     bool
         False if pynetdicom's own code has to serve the request; nothing has been done then.
     """
+    if type(request) is C_STORE:
+        return _serve_store(assoc, request, context_id)
+    return type(request) is C_ECHO and _serve_echo(assoc, request, context_id)
+
+
+def _serve_echo(assoc: AssociationMixin, request: Any, context_id: int) -> bool:
+    """Answer a C-ECHO request, if nobody has bound a handler that has to be asked."""
+    handlers: Any = assoc._handlers
+    return (
+        not assoc._sent_release
+        and request._message_id is not None
+        and request._affected_sop_class_uid is not None
+        and handlers.get(evt.EVT_C_ECHO, (None,))[0] is _DEFAULT_ECHO_HANDLER
+        and _VERIFICATION.SCP is _STOCK_ECHO
+        and _context(assoc, context_id, request._affected_sop_class_uid, _VERIFICATION) is not None
+        and assoc.is_established
+        and send_encoded(assoc.dimse, context_id, encode_echo_response(request))
+    )
+
+
+def _serve_store(assoc: AssociationMixin, request: Any, context_id: int) -> bool:
     if (
-        type(request) is not C_STORE
-        or assoc._sent_release
+        assoc._sent_release
         or not _is_request(request)
         or _config.UNRESTRICTED_STORAGE_SERVICE
         or _STORAGE.SCP is not _STOCK_SCP
     ):
         return False
-    context = _storage_context(assoc, context_id, request._affected_sop_class_uid)
+    context = _context(assoc, context_id, request._affected_sop_class_uid, _STORAGE)
     if context is None:
         return False
     try:
         assoc.dimse.cancel_req = {}
         # In case the handler calls one of the send_* methods
         assoc._is_paused = True
-        _serve(assoc, assoc.dimse, request, context)
+        _store(assoc, assoc.dimse, request, context)
         assoc._is_paused = False
         assoc.dimse.cancel_req = {}
     except Exception as error:
@@ -78,25 +99,25 @@ def _is_request(request: Any) -> bool:
     )
 
 
-def _storage_context(
-    assoc: AssociationMixin, context_id: int, sop_class: Any
+def _context(
+    assoc: AssociationMixin, context_id: int, sop_class: Any, service: type[stock.ServiceClass]
 ) -> PresentationContextTuple | None:
-    """Return the context of a request for the storage service, None if it is for another one or there is none."""
-    known = assoc._storage_contexts.get((context_id, sop_class))
+    """Return the context of a request for a service, None if it is for another one or there is none."""
+    known = assoc._service_contexts.get((context_id, sop_class, service))
     context = assoc._accepted_cx.get(context_id)
     if known is not None and known[0] is context:
         return known[1]
     if (
         context is None
         or assoc.acceptor.accepted_common_extended
-        or uid_to_service_class(sop_class) is not _STORAGE
+        or uid_to_service_class(sop_class) is not service
     ):
         return None
-    assoc._storage_contexts[context_id, sop_class] = (context, context.as_tuple)
+    assoc._service_contexts[context_id, sop_class, service] = (context, context.as_tuple)
     return context.as_tuple
 
 
-def _serve(assoc: Any, dimse: Any, request: Any, context: PresentationContextTuple) -> None:
+def _store(assoc: Any, dimse: Any, request: Any, context: PresentationContextTuple) -> None:
     """`StorageServiceClass.SCP`, with a response that takes over what the request has had checked."""
     context_id = context.context_id
     response = store_response(request)
