@@ -310,7 +310,9 @@ class DirectMode:
         connection: Any = dul.connection
         try:
             if not connection.in_message:
-                if connection.wait(timeout, awaited=awaited) != engine.READY:
+                # A PDU that has begun must go on within its timeout, which `receive` knows
+                ready = connection.in_pdu and timeout != 0
+                if not ready and connection.wait(timeout, awaited=awaited) != engine.READY:
                     return None
                 if not dul.may_stay_direct():
                     dul.leave_direct()
