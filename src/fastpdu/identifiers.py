@@ -21,7 +21,13 @@ from pydicom.hooks import hooks, raw_element_value, raw_element_vr
 from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag
 from pydicom.uid import UID
-from pydicom.valuerep import BYTE_VR_REGEXES, MAX_VALUE_LEN, VALUE_LENGTH, PersonName
+from pydicom.valuerep import (
+    BYTE_VR_REGEXES,
+    EXPLICIT_VR_LENGTH_32,
+    MAX_VALUE_LEN,
+    VALUE_LENGTH,
+    PersonName,
+)
 
 from fastpdu.dsutils import raw_dataset
 
@@ -77,6 +83,8 @@ def _encode(dataset: Any, implicit: bool, encodings: list[str]) -> bytes:
     elements = dict(dataset.items())
     if _CHARACTER_SET in elements:
         encodings = _ENCODINGS[dataset.SpecificCharacterSet]
+        # A raw one has just been converted, and goes out without its padding
+        elements = dict(dataset.items())
     parts = []
     verbatim: bool | None = None
     # By the number: comparing tags takes pydicom longer than encoding them
@@ -199,7 +207,7 @@ def _numbers(code: str) -> Callable[[Any, list[str]], bytes]:
     return write
 
 
-_LONG_VRS = frozenset({"SQ", "UC", "UR", "UT"})
+_LONG_VRS = frozenset(vr.value for vr in EXPLICIT_VR_LENGTH_32)
 _WRITERS: dict[str, Callable[[Any, list[str]], bytes]] = {
     **dict.fromkeys(("AE", "AS", "CS", "DA", "DT", "TM", "UR"), _write_string),
     **dict.fromkeys(("LO", "LT", "SH", "ST", "UC", "UT"), _write_text),

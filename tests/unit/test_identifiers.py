@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import config
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pynetdicom.dsutils import decode, encode, pretty_dataset
 
 from fastpdu import identifiers
@@ -131,6 +134,53 @@ def test_decode(name: str, implicit: bool) -> None:
     found = identifiers.decode(data, implicit)
     assert found is not None
     same(found, decode(BytesIO(data), implicit, True))
+
+
+VALUES = {
+    **dict.fromkeys(identifiers._CHECKS, b"12"),
+    **dict.fromkeys(("US", "SS", "UL", "SL", "UV", "SV", "FL", "FD"), bytes(range(16))),
+    "AS": b"033Y",
+    "DA": b"20260102",
+    "DT": b"2026",
+    "UI": b"1.2\0",
+}
+
+
+@pytest.mark.parametrize("implicit", ENCODINGS)
+@pytest.mark.parametrize("vr", VALUES)
+def test_raw_elements(vr: str, implicit: bool) -> None:
+    """Each VR: the same bytes as pydicom's, and back."""
+    # (0072,00xx), one for each VR
+    tag = Tag(f"Selector{vr}Value")
+    assert dictionary_VR(tag) == vr
+
+    def made() -> Dataset:
+        value, known = VALUES[vr], None if implicit else vr
+        ds = Dataset({tag: RawDataElement(tag, known, len(value), value, 0, implicit, True)})
+        ds.set_original_encoding(implicit, True, "iso8859")
+        ds.PatientID = "not raw"
+        return ds
+
+    expected = encode(made(), implicit, True)
+    assert expected is not None
+    assert identifiers.encode(made(), implicit) == expected
+    found = identifiers.decode(expected, implicit)
+    assert found is not None
+    same(found, decode(BytesIO(expected), implicit, True))
+
+
+@pytest.mark.parametrize("implicit", ENCODINGS)
+@pytest.mark.parametrize("value", [b"ISO_IR 6\0\0", b"ISO_IR 100  ", b"ISO_IR 192\0\0"])
+def test_raw_character_set_with_padding(value: bytes, implicit: bool) -> None:
+    """pydicom looks at it, and writes it anew."""
+
+    length = len(value).to_bytes(4, "little")
+    data = b"\x08\0\x05\0" + (length if implicit else b"CS" + length[:2]) + value
+    expected = encode(decode(BytesIO(data), implicit, True), implicit, True)
+    assert expected is not None
+    assert expected != data
+    for decoded in (decode(BytesIO(data), implicit, True), identifiers.decode(data, implicit)):
+        assert identifiers.encode(decoded, implicit) == expected
 
 
 def bad(vr: str, value: bytes, tag: bytes = b"\x10\x00\x20\x00") -> bytes:
