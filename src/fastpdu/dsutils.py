@@ -79,16 +79,16 @@ class StoredFile(Dataset):
 
     Parameters
     ----------
-    path : str or PathLike
+    path : str
         The file. It is not opened before it is sent, or its SOP Instance UID is asked for.
     error : Exception, optional
         Why it cannot be sent.
     """
 
-    path: Any
+    path: str
     error: Exception | None
 
-    def __init__(self, path: Any, error: Exception | None = None) -> None:
+    def __init__(self, path: str, error: Exception | None = None) -> None:
         state = _blank_state({})
         state.update(path=path, error=error)
         vars(self).update(state)
@@ -106,7 +106,7 @@ class StoredFile(Dataset):
                 return UID(found.sop_instance)
             head = dcmread(self.path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
         except Exception as error:
-            raise AttributeError(f"{os.fspath(self.path)}: {error}") from error
+            raise AttributeError(f"{self.path}: {error}") from error
         return head.SOPInstanceUID
 
     def send(self, send_c_store: Callable[..., Dataset], *args: Any, **kwargs: Any) -> Dataset:
@@ -129,7 +129,7 @@ class StoredFile(Dataset):
                 raise self.error
             return send_c_store(self.path, *args, **kwargs)
         except Exception as error:
-            raise RuntimeError(f"Unable to send {os.fspath(self.path)!s}: {error}") from error
+            raise RuntimeError(f"Unable to send {self.path}: {error}") from error
 
 
 def store_source(assoc: Association, dataset: Any, chunked: bool) -> StoreSource | None:

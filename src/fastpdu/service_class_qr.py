@@ -78,8 +78,13 @@ class ServiceClassMixin(stock.ServiceClass):
                     continue
             yield result, error
 
-    def _stored(self, path: Any) -> Dataset:
+    def _stored(self, item: str | os.PathLike[Any]) -> Dataset:
         """Return a file as what pynetdicom can store."""
+        try:
+            # Once: what it says is the application's code
+            path = os.fsdecode(os.fspath(item))
+        except Exception as error:
+            return StoredFile(repr(item), error)
         if self._removes_bulk_data:
             try:
                 return dcmread(path)
@@ -92,7 +97,8 @@ def _is_path(item: Any) -> bool:
     """Whether a handler means a file. A text that names none is what it is to pynetdicom: not a data set."""
     if isinstance(item, str):
         found = os.path.isfile(item)
-        if not found:
+        # (an empty one pynetdicom ignores)
+        if not found and item:
             LOGGER.error("Unable to send %r: there is no such file", item)
         return found
     return isinstance(item, os.PathLike)
@@ -180,9 +186,14 @@ def serve(assoc: Association, request: Any, context_id: int) -> bool:
     if type(request) not in _REQUESTS or assoc._sent_release or not request.is_valid_request:
         return False
     context = assoc._accepted_cx.get(context_id)
-    if context is None or assoc.acceptor.accepted_common_extended:
+    if context is None:
         return False
-    service = uid_to_service_class(request.AffectedSOPClassUID)
+    sop_class = request.AffectedSOPClassUID
+    # SOP Class Common Extended Negotiation may name another service (PS3.7 D.3.3.6)
+    negotiated = assoc.acceptor.accepted_common_extended
+    if sop_class in negotiated:
+        sop_class = negotiated[sop_class][0]
+    service = uid_to_service_class(sop_class)
     if not issubclass(service, _SERVICES):
         return False
     try:

@@ -12,7 +12,9 @@ import pytest
 from helpers import data, kit
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 from pynetdicom import _config, build_role, evt
+from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
 
 CTX = [(data.CT, data.EXPLICIT)]
 GET = [(data.STUDY_GET, data.EXPLICIT)]
@@ -182,6 +184,12 @@ def empty_dataset(event: evt.Event) -> Results:
     yield from images(1)
 
 
+def empty_text(event: evt.Event) -> Results:
+    yield 2
+    yield 0xFF00, ""
+    yield from images(1)
+
+
 ARCHIVES = [
     good,
     early_success,
@@ -201,6 +209,7 @@ ARCHIVES = [
     unknown_status,
     status_dataset,
     empty_dataset,
+    empty_text,
 ]
 
 
@@ -468,6 +477,98 @@ def test_paths_that_cannot_be_sent(
     assert "No such file" in lines[0]
     assert "DICM" in lines[1]
     assert "No presentation context" in lines[2]
+
+
+class Odd:
+    """A path of somebody's own."""
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+
+    def __fspath__(self) -> Any:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+    def __repr__(self) -> str:
+        return "<Odd path>"
+
+
+@fast_only
+@pytest.mark.parametrize("model", [data.STUDY_GET, WITHOUT_BULK, data.STUDY_MOVE])
+def test_odd_path_objects(files: data.Files, model: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One that says nothing useful fails alone, bytes are the path that they encode."""
+    path = files.made(1)
+    stored: list[str] = []
+
+    def store(event: evt.Event) -> int:
+        stored.append(event.request.AffectedSOPInstanceUID)
+        return 0
+
+    bad = [Odd(ValueError("moved to tape")), Odd(17)]
+    service = "move" if model == data.STUDY_MOVE else "get"
+    with fast_world() as world:
+        archive = by_path(*bad, Odd(bytes(path)), Odd(str(path)))
+        answers = list(Retrieval(world, service, archive, store, model=model).responses())
+        assert [status.Status for status, _ in answers] == [0xFF00] * 4 + [0xB000]
+        assert answers[-1][0].NumberOfFailedSuboperations == 2
+    assert stored == [dcmread(path).SOPInstanceUID] * 2
+    lines = [record.getMessage() for record in caplog.records if "Unable to send" in record.message]
+    assert len(lines) == 2
+    assert all("<Odd path>" in line for line in lines)
+    assert "moved to tape" in lines[0]
+
+
+@fast_only
+@pytest.mark.parametrize("sop_class", [data.CT, data.STUDY_GET])
+def test_paths_after_common_extended_negotiation(files: data.Files, sop_class: str) -> None:
+    """Which service a SOP class belongs to has been negotiated: for another one, and for the one of the request."""
+    item = SOPClassCommonExtendedNegotiation()
+    item.sop_class_uid = UID(sop_class)
+    # pynetdicom takes it for a SOP class
+    item.service_class_uid = UID("1.2.840.10008.5.1.4.1.2.1.3")
+    received = Received()
+    paths = [files.made(1), files.made(2)]
+    with fast_world() as world:
+        server = world.serve(
+            [*CTX, *GET],
+            [(evt.EVT_SOP_COMMON, lambda event: event.items), (evt.EVT_C_GET, by_path(*paths))],
+            roles=True,
+        )
+        assoc = world.connect(
+            server,
+            [*CTX, *GET],
+            [(evt.EVT_C_STORE, received)],
+            ext_neg=[build_role(data.CT, scp_role=True), item],
+        )
+        assert server.one().acceptor.accepted_common_extended
+        query = data.query(PatientID="1", QueryRetrieveLevel="STUDY")
+        answers = list(assoc.send_c_get(query, data.STUDY_GET))
+    assert [status.Status for status, _ in answers] == [0xFF00] * 2 + [0]
+    assert received.got == expected(*paths)
+
+
+def test_common_extended_negotiation_of_another_service(world: kit.World) -> None:
+    """What pynetdicom then does with the request is done here, too."""
+
+    def scenario(world: kit.World) -> Any:
+        item = SOPClassCommonExtendedNegotiation()
+        item.sop_class_uid = UID(data.STUDY_GET)
+        item.service_class_uid = UID("1.2.3.4")
+        server = world.serve(
+            [*CTX, *GET],
+            [(evt.EVT_SOP_COMMON, lambda event: event.items), (evt.EVT_C_GET, good)],
+            roles=True,
+        )
+        assoc = world.connect(
+            server, [*CTX, *GET], ext_neg=[build_role(data.CT, scp_role=True), item]
+        )
+        query = data.query(PatientID="1", QueryRetrieveLevel="STUDY")
+        answers = kit.outcome(lambda: assoc.send_c_get(query, data.STUDY_GET))
+        kit.until(lambda: not assoc.is_established, what="the abort")
+        return answers, assoc.is_aborted
+
+    assert kit.against_oracle(world, scenario)[1]
 
 
 @fast_only
