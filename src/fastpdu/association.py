@@ -27,6 +27,7 @@ from fastpdu.dimse_messages import (
     store_request,
 )
 from fastpdu.dul import BOUND, DULServiceProvider
+from fastpdu.options import options_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,8 +123,15 @@ class AssociationMixin(stock.Association):
 
     def set_socket(self, socket: AssociationSocket) -> None:
         """Set the socket to use for communicating with the peer, and tune it."""
+        if self._server is not None:
+            # An acceptor of a patched process has been made before it knew its server
+            self._use(options_of(self._server, self.ae))
         super().set_socket(socket)
         _tune(self)
+
+    def _use(self, options: TransportOptions) -> None:
+        """Move bytes as `options` say from now on."""
+        self._transport_options = self.dul._options = options
 
     def bind(self, event: evt.EventType, handler: Any, args: list[Any] | None = None) -> None:
         """Bind a callable `handler` to an `event`; see pynetdicom."""
@@ -530,7 +538,7 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     """
     if isinstance(assoc, AssociationMixin):
         if assoc._transport_options is not options:
-            assoc._transport_options = assoc.dul._options = options
+            assoc._use(options)
             _tune(assoc)
         return
     if not transport.upgradable(assoc):

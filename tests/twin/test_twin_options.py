@@ -337,6 +337,40 @@ def test_a_running_server_refuses_the_connection_and_goes_on(
     assert fast.connect(server, CTX).send_c_echo().Status == 0
 
 
+@on_linux
+@pytest.mark.parametrize("installed", [False, True])
+def test_an_acceptor_has_nothing_of_its_ae(installed: bool) -> None:
+    """The options of a server and its AE are not mixed on an accepted socket, which is tuned once."""
+    with (
+        fastpdu.installed(TransportOptions(keepalive=90)) if installed else _nothing(),
+        kit.world_of("fast", "fast") as world,
+    ):
+        ae = kit.make_ae("fast", "SCP")
+        ae.transport = TransportOptions(user_timeout=5, keepalive=60)  # type: ignore[attr-defined]
+        server = world.serve(CTX, ECHO, ae=ae, transport=TransportOptions())
+        assoc = world.connect(server, CTX)
+        assert assoc.send_c_echo().Status == 0
+        theirs = sock_of(server.one())
+        assert theirs.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+        assert theirs.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 0
+
+
+@on_linux
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_servers_options_are_enough(installed: bool) -> None:
+    """Options of the AE that the system refuses do not matter to a server with its own."""
+    with (
+        fastpdu.installed() if installed else _nothing(),
+        kit.world_of("fast", "fast") as world,
+    ):
+        ae = kit.make_ae("fast", "SCP")
+        ae.transport = TransportOptions(**BAD)  # type: ignore[attr-defined, arg-type]
+        server = world.serve(CTX, ECHO, ae=ae, transport=numbered(7))
+        assoc = world.connect(server, CTX)
+        assert assoc.send_c_echo().Status == 0
+        assert limit_of(server.one()) == 7
+
+
 # max_pdu ---------------------------------------------------------------------------------------------------------
 
 
