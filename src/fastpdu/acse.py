@@ -51,8 +51,8 @@ class ACSE(stock.ACSE):
         super().send_release(is_response)
 
     def _negotiate_as_acceptor(self) -> None:
-        make_room(self.assoc.ae)
         try:
+            make_room(self.assoc.ae)
             super()._negotiate_as_acceptor()
         except Exception as error:
             # pynetdicom's thread would end here, and leave the peer without an answer
@@ -106,7 +106,6 @@ def _is_half_open(assoc: Association) -> bool:
 
 def _close(associations: list[Association], why: str, deadline: float) -> None:
     """Let ARTIM expire now (PS3.8 9.2.3, AA-2), and wait for the end of the associations until `deadline`."""
-    patience = [one.dul.artim_timer.timeout for one in associations]
     for one in associations:
         if not cast(DULServiceProvider, one.dul).is_over:
             LOGGER.warning(
@@ -115,8 +114,10 @@ def _close(associations: list[Association], why: str, deadline: float) -> None:
                 why,
             )
         one.dul.artim_timer.timeout = -1
-    for one, timeout in zip(associations, patience, strict=True):
-        one.join(max(deadline - time.monotonic(), 0))
+    for one in associations:
+        # (its thread may be about to start)
+        if one.is_alive():
+            one.join(max(deadline - time.monotonic(), 0))
         if not _is_half_open(one):
-            # Its A-ASSOCIATE-RQ came at the last moment
-            one.dul.artim_timer.timeout = timeout
+            # Its A-ASSOCIATE-RQ came at the last moment. What the timer says may be somebody else's -1
+            one.dul.artim_timer.timeout = one.acse_timeout
