@@ -15,6 +15,9 @@ from fastpdu.dimse import send_encoded
 from fastpdu.dimse_messages import encode_echo_response, encode_store_response, store_response
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContextTuple
 
     from fastpdu.association import AssociationMixin
@@ -75,17 +78,32 @@ def _serve_store(assoc: AssociationMixin, request: Any, context_id: int) -> bool
     context = _context(assoc, context_id, request._affected_sop_class_uid, _STORAGE)
     if context is None:
         return False
+    operate(assoc, _store, assoc, assoc.dimse, request, context)
+    return True
+
+
+def operate(assoc: Association, scp: Callable[..., None], *args: Any) -> None:
+    """Run a service as SCP with what `Association._serve_request` does before and after.
+
+    Parameters
+    ----------
+    assoc : pynetdicom.association.Association
+        The association, on its own thread.
+    scp : callable
+        Serves the request.
+    *args
+        Its arguments.
+    """
     try:
         assoc.dimse.cancel_req = {}
-        # In case the handler calls one of the send_* methods
+        # In case the handler calls one of the send_* methods, as a C-GET does
         assoc._is_paused = True
-        _store(assoc, assoc.dimse, request, context)
+        scp(*args)
         assoc._is_paused = False
         assoc.dimse.cancel_req = {}
     except Exception as error:
         LOGGER.exception(error)
         assoc.abort()
-    return True
 
 
 def _is_request(request: Any) -> bool:

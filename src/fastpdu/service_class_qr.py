@@ -26,6 +26,7 @@ from fastpdu import identifiers
 from fastpdu.dimse import send_encoded
 from fastpdu.dimse_messages import Encoded, encode_primitive
 from fastpdu.dsutils import StoredFile
+from fastpdu.service_class import operate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,16 +197,7 @@ def serve(assoc: Association, request: Any, context_id: int) -> bool:
     service = uid_to_service_class(sop_class)
     if not issubclass(service, _SERVICES):
         return False
-    try:
-        assoc.dimse.cancel_req = {}
-        # The handler, or a C-GET, calls the send_* methods
-        assoc._is_paused = True
-        fast_class(service)(assoc).SCP(request, context)
-        assoc._is_paused = False
-        assoc.dimse.cancel_req = {}
-    except Exception as error:
-        LOGGER.exception(error)
-        assoc.abort()
+    operate(assoc, fast_class(service)(assoc).SCP, request, context)
     return True
 
 
