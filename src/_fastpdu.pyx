@@ -100,6 +100,7 @@ cdef enum:
     AHEAD = 4096  # bytes read ahead at the start of a message
     WINDOW = 1024 * 1024  # bytes that one scattering read may take beyond the current fragment
     SINK = 256 * 1024  # bytes gathered before a write to the sink
+    C_MAX_SINK_HEAD = 64 * 1024
     READ_CHUNK = 1024 * 1024  # bytes of a file in flight between pread and sendmsg
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
     STAGE = 64 * 1024  # bytes of one write of the socket-object backend
@@ -240,12 +241,15 @@ cdef class Message:
         The encoded data set; None if the message has none, or it went to the sink.
     length : int
         Bytes of the data set.
+    error : int
+        The errno of the sink, if it could not be written and the rest was drained; else 0.
     """
 
     cdef readonly int context_id
     cdef readonly bytes command
     cdef readonly bytes data
     cdef readonly uint64_t length
+    cdef readonly int error
 
     def __repr__(self):
         return (
@@ -346,12 +350,14 @@ cdef class Connection:
     cdef size_t command_len, command_size
     cdef PyObject *data
     cdef unsigned char *data_at
-    cdef uint64_t data_len, data_size  # in memory
+    cdef uint64_t data_len, data_size  # in memory; of the sink's buffer, if there is a sink
     cdef uint64_t data_total
     cdef uint64_t guess
     cdef int sink
+    cdef bint sinking  # the data set goes to the sink, or nowhere
+    cdef bint drains  # a sink that cannot be written does not end the message
+    cdef int sink_error
     cdef unsigned char *sink_buffer
-    cdef size_t sink_len
     cdef bint did_read
     cdef bint starved  # what is buffered is known to be incomplete
     # scattering read
@@ -885,9 +891,13 @@ cdef class Connection:
         """Move data set bytes to their place: from those read ahead, else straight from the socket."""
         cdef size_t n
         cdef uint64_t room
-        if self.sink >= 0:
-            return self._take_sunk()
+        cdef int code
         room = self.data_size - self.data_len
+        if room == 0 and self.sinking:
+            code = self._flush_sink()
+            if code != R_OK:
+                return code
+            room = self.data_size
         if room == 0:
             return R_GROW
         n = self.ahead_end - self.ahead_at
@@ -908,54 +918,17 @@ cdef class Connection:
         self.pdv_left -= <uint32_t>n
         self.pdu_left -= <uint32_t>n
 
-    cdef int _take_sunk(self) noexcept nogil:
-        """Like `_take_data`, to the sink. The buffer is written when it is full, and at the end of the message."""
-        cdef size_t n
-        cdef fp_iov v
-        cdef int64_t got
-        cdef int code
-        if self.sink_buffer == NULL:
-            self.sink_buffer = <unsigned char *>malloc(SINK)
-            if self.sink_buffer == NULL:
-                return R_NOMEM
-        if self.sink_len == SINK:
-            code = self._flush_sink()
-            if code != R_OK:
-                return code
-        n = self.ahead_end - self.ahead_at
-        if n == 0 and self.pdv_left > AHEAD:
-            v.iov_base = self.sink_buffer + self.sink_len
-            v.iov_len = SINK - self.sink_len
-            if v.iov_len > self.pdv_left:
-                v.iov_len = self.pdv_left
-            got = self._recvv(&v, 1)
-            code = self._got(got)
-            if code != R_OK:
-                return code
-            n = <size_t>got
-        else:
-            if n == 0:
-                return self._read_ahead(1)
-            if n > self.pdv_left:
-                n = self.pdv_left
-            if n > SINK - self.sink_len:
-                n = SINK - self.sink_len
-            memcpy(self.sink_buffer + self.sink_len, self.ahead + self.ahead_at, n)
-            self.ahead_at += n
-        self.sink_len += n
-        self.data_total += n
-        self.pdv_left -= <uint32_t>n
-        self.pdu_left -= <uint32_t>n
-        return R_OK
-
     cdef int _flush_sink(self) noexcept nogil:
+        """Write what was gathered for the sink, when the buffer is full, and at the end of the message."""
         cdef int status
-        if self.sink >= 0 and self.sink_len > 0:
-            status = fp_write_all(self.sink, self.sink_buffer, self.sink_len)
-            if status < 0:
-                self.failure = -status
-                return R_ERRNO
-            self.sink_len = 0
+        if self.sinking and self.data_len > 0:
+            if self.sink >= 0 and self.sink_error == 0:
+                status = fp_write_all(self.sink, self.sink_buffer, self.data_len)
+                if status < 0 and not self.drains:
+                    self.failure = -status
+                    return R_ERRNO
+                self.sink_error = -status
+            self.data_len = 0
         return R_OK
 
     cdef int _scatter(self, uint64_t room) noexcept nogil:
@@ -1131,7 +1104,7 @@ cdef class Connection:
             Py_XDECREF(self.data)
             self.data = NULL
             self.guess = self.data_len if self.data_len < MAX_GUESS else MAX_GUESS
-        elif not self.fragment_is_command and self.sink < 0:
+        elif not self.fragment_is_command and not self.sinking:
             message.data = b""  # a data set came, and was empty
         self.messages_received += 1
         self._forget()
@@ -1142,6 +1115,7 @@ cdef class Connection:
         message.context_id = self.context
         message.command = PyBytes_FromStringAndSize(<char *>self.command, <Py_ssize_t>self.command_len)
         message.length = self.data_total
+        message.error = self.sink_error
         return message
 
     cdef void _forget(self) noexcept:
@@ -1151,7 +1125,8 @@ cdef class Connection:
         self.command_len = 0
         self.data_len = self.data_size = self.data_total = 0
         self.sink = -1
-        self.sink_len = 0
+        self.sinking = self.drains = False
+        self.sink_error = 0
         self.pdu_began = 0 if self.ahead_at == self.ahead_end else self.pdu_began
         self._trim_ahead()
 
@@ -1192,8 +1167,12 @@ cdef class Connection:
         cdef int code
         self._enter()
         try:
-            # What is there already, up to the data set: that cannot block, and is not much
-            code = self._advance(deadline, False, awaited)
+            if self.sinking:
+                with nogil:
+                    code = self._advance(deadline, block, awaited)
+            else:
+                # What is there already, up to the data set: that cannot block, and is not much
+                code = self._advance(deadline, False, awaited)
             while True:
                 if code == R_MESSAGE:
                     return self._take()
@@ -1268,22 +1247,47 @@ cdef class Connection:
         finally:
             self._leave()
 
-    def set_sink(self, int fd):
+    def set_sink(self, int fd, head=b"", *, bint drain=False):
         """Say where the data set goes of which `receive` has told PARTIAL.
 
         Parameters
         ----------
         fd : int
-            A file descriptor open for writing, or -1 for memory.
+            A file descriptor open for writing, or -1 for memory (with `drain`: for nowhere).
+        head : bytes-like, optional
+            What to write before the data set, at most 64 KiB.
+        drain : bool, optional
+            Whether to go on with the message if the sink cannot be written: the rest of the data set is thrown away,
+            and `Message.error` tells why.
 
         Raises
         ------
         RuntimeError
             If no message waits for it.
+        ValueError
+            If `head` is too long.
+        MemoryError
+            If there is no memory for a buffer.
         """
+        cdef bytes begin = bytes(head)
+        cdef size_t n = len(begin)
         if not self.partial_due or self.partial_told:
             raise RuntimeError("no message waits for a sink")
+        if n > C_MAX_SINK_HEAD:
+            raise ValueError(f"the head of a sink has at most {C_MAX_SINK_HEAD} bytes, not {n}")
+        self.sinking = fd >= 0 or drain
+        if self.sinking:
+            if self.sink_buffer == NULL:
+                self.sink_buffer = <unsigned char *>malloc(SINK)
+                if self.sink_buffer == NULL:
+                    self.sinking = False
+                    raise MemoryError
+            memcpy(self.sink_buffer, PyBytes_AsString(begin), n)
+            self.data_at = self.sink_buffer
+            self.data_len = n
+            self.data_size = SINK
         self.sink = fd if fd >= 0 else -1
+        self.drains = drain
         self.partial_told = True
 
     def drop_message(self):

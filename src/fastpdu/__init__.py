@@ -8,6 +8,7 @@ From here on every association of this process moves whole DIMSE messages throug
 
 from fastpdu.ae import AE
 from fastpdu.compatibility import IncompatibleError
+from fastpdu.filestore import FileStore, StoredInstance
 from fastpdu.options import TransportOptions
 from fastpdu.patch import install, installed, is_installed, uninstall
 from fastpdu.stats import TcpInfo, TransportStats
@@ -16,7 +17,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AE",
+    "FileStore",
     "IncompatibleError",
+    "StoredInstance",
     "TcpInfo",
     "TransportOptions",
     "TransportStats",

@@ -72,6 +72,7 @@ MIN_PDU = 7
 HARD_PDU_CAP = 16 * 2**20
 MAX_ASSOCIATE_PDU = 2**20
 MAX_COMMAND = 65536
+_MAX_SINK_HEAD = 2**16
 UNLIMITED_FRAGMENT = 131072 - 12
 # Whether `Connection.cork` has an effect on this platform. Python does not know the TCP_NOPUSH of other systems.
 CAN_CORK = hasattr(socket, "TCP_CORK")
@@ -348,15 +349,20 @@ class Message:
         The encoded data set; None if the message has none, or it went to the sink.
     length : int
         Bytes of the data set.
+    error : int
+        The errno of the sink, if it could not be written and the rest was drained; else 0.
     """
 
-    __slots__ = ("command", "context_id", "data", "length")
+    __slots__ = ("command", "context_id", "data", "error", "length")
 
-    def __init__(self, context_id: int, command: bytes, data: bytes | None, length: int) -> None:
+    def __init__(
+        self, context_id: int, command: bytes, data: bytes | None, length: int, error: int = 0
+    ) -> None:
         self.context_id = context_id
         self.command = command
         self.data = data
         self.length = length
+        self.error = error
 
     def __repr__(self) -> str:
         return (
@@ -462,7 +468,15 @@ class _State:
     split : bool
         Whether the data set goes where `set_sink` says.
     sink : int or None
-        Where that is, -1 for memory; None if it was not said.
+        Where that is, -1 for memory or nowhere; None if it was not said.
+    drains : bool
+        Whether a sink that cannot be written does not end the message.
+    error : int
+        The errno of such a sink.
+    head : bytes
+        What the sink is still to get before the data set.
+    sunk : int
+        Bytes that the sink has, or would have.
     data : _Gathered
         The data set, if it goes to memory.
     length : int
@@ -494,6 +508,10 @@ class _State:
         self.complete = False
         self.split = False
         self.sink: int | None = None
+        self.drains = False
+        self.error = 0
+        self.head = b""
+        self.sunk = 0
         self.data = _Gathered()
         self.length = 0
         self.written: list[int] = []
@@ -517,6 +535,11 @@ class _State:
     def in_message(self) -> bool:
         """Whether a message is in progress."""
         return self.context_id is not None
+
+    @property
+    def sinking(self) -> bool:
+        """Whether the data set goes to a sink, or nowhere."""
+        return self.drains or self.sink not in (None, -1)
 
     @property
     def in_pdu(self) -> bool:
@@ -566,9 +589,11 @@ class _State:
 
     def message(self) -> Message:
         """Describe the message in progress."""
-        in_memory = self.command_done and self.complete and self.sink in (None, -1)
+        in_memory = self.command_done and self.complete and not self.sinking
         data = bytes(self.data) if in_memory and _has_data_set(bytes(self.command)) else None
-        return Message(cast(int, self.context_id), bytes(self.command), data, self.length)
+        return Message(
+            cast(int, self.context_id), bytes(self.command), data, self.length, self.error
+        )
 
 
 def _walk_command(command: bytes) -> Iterator[tuple[int, bytes]]:
@@ -1274,13 +1299,13 @@ class Connection:
             state.pdu_left -= len(piece)
             if control & _COMMAND:
                 state.command = state.command.plus(piece)
-            elif state.sink in (None, -1):
-                state.data = state.data.plus(piece)
+            elif state.sinking:
+                _sink_head(state)
+                _sink(state, piece)
                 state.length += len(piece)
             else:
-                _write_sink(state.sink, state.written, state.length, piece)
+                state.data = state.data.plus(piece)
                 state.length += len(piece)
-                state.written = [state.length]
         if state.pdv_left:
             return False
         state.pdv_header = b""
@@ -1306,6 +1331,7 @@ class Connection:
     @staticmethod
     def _end_message(state: _State) -> Message:
         """The message is complete: return it."""
+        _sink_head(state)
         message = state.message()
         state.messages += 1
         state.forget_message()
@@ -1357,22 +1383,37 @@ class Connection:
         state.end_pdu()
         return pdu
 
-    def set_sink(self, fd: int) -> None:
+    def set_sink(self, fd: int, head: bytes = b"", *, drain: bool = False) -> None:
         """Say where the data set goes of which `receive` has told PARTIAL.
 
         Parameters
         ----------
         fd : int
-            A file descriptor open for writing, or -1 for memory.
+            A file descriptor open for writing, or -1 for memory (with `drain`: for nowhere).
+        head : bytes-like, optional
+            What to write before the data set, at most 64 KiB.
+        drain : bool, optional
+            Whether to go on with the message if the sink cannot be written: the rest of the data set is thrown away,
+            and `Message.error` tells why.
 
         Raises
         ------
         RuntimeError
             If no message waits for it.
+        ValueError
+            If `head` is too long.
         """
-        if not self._state.split or self._state.sink is not None:
+        begin = bytes(head)
+        state = self._state
+        if not state.split or state.sink is not None:
             raise RuntimeError("no message waits for a sink")
-        self._state.sink = max(fd, -1)
+        if len(begin) > _MAX_SINK_HEAD:
+            raise ValueError(
+                f"the head of a sink has at most {_MAX_SINK_HEAD} bytes, not {len(begin)}"
+            )
+        state.drains = drain
+        state.head = begin
+        state.sink = max(fd, -1)
 
     def drop_message(self) -> None:
         """Forget the message in progress; what was read ahead of it stays (an A-ABORT, for instance)."""
@@ -1888,6 +1929,27 @@ def _tcp_info(sock: socket.socket | None) -> bytes | None:
         return None
 
 
+def _sink_head(state: _State) -> None:
+    """Write what comes before the data set to the sink, if that is still to be done."""
+    if state.head and state.sinking:
+        _sink(state, memoryview(state.head))
+        state.head = b""
+
+
+def _sink(state: _State, piece: memoryview) -> None:
+    """Write a piece to the sink, unless it has failed, or there is none."""
+    if state.error or state.sink in (None, -1):
+        return
+    try:
+        _write_sink(state.sink, state.written, state.sunk, piece)
+    except OSError as error:
+        if not state.drains:
+            raise
+        state.error = error.errno or errno.EIO
+    state.sunk += len(piece)
+    state.written = [state.sunk]
+
+
 def _write_sink(fd: int, written: list[int], length: int, piece: memoryview) -> None:
     """Write a piece of a data set to the sink, once.
 
@@ -1899,7 +1961,7 @@ def _write_sink(fd: int, written: list[int], length: int, piece: memoryview) -> 
         The bytes that the sink has, in summands. More than `length` if an earlier attempt to write `piece` was
         interrupted.
     length : int
-        The bytes of the data set before `piece`.
+        The bytes before `piece`.
     piece : memoryview
         The bytes.
     """

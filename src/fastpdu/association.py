@@ -27,6 +27,7 @@ from fastpdu.dimse_messages import (
     store_request,
 )
 from fastpdu.dul import BOUND, DULServiceProvider
+from fastpdu.filestore import answered
 from fastpdu.options import options_of
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ class AssociationMixin(stock.Association):
     dimse: DIMSEServiceProvider
     _reactor_checkpoint: _Checkpoint
     _transport_options: TransportOptions
+    # Who handles a request can be told when its response has left: `filestore.answered`
+    tells_answered = True
     # Changes with each handler that is bound or unbound
     bindings = 0
     # Whether the reactor's thread waits for work
@@ -461,6 +464,7 @@ class AssociationMixin(stock.Association):
             ):
                 return
             super()._c_store_scp(req)
+        answered(req)
 
     # All -------------------------------------------------------------------------------------------------------
 
@@ -478,6 +482,7 @@ class AssociationMixin(stock.Association):
             ):
                 return
             super()._serve_request(msg, context_id)
+        answered(msg)
         if threading.current_thread() is not self:
             # An N-EVENT-REPORT, served beside the reactor, which need not turn before the next request of ours
             self._is_paused = self._is_waiting

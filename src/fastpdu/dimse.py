@@ -15,6 +15,7 @@ from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
 from pynetdicom import _config, _handlers, evt
 from pynetdicom import dimse as stock
 from pynetdicom.dimse_primitives import C_CANCEL, N_EVENT_REPORT
@@ -22,7 +23,9 @@ from pynetdicom.dsutils import create_file_meta
 from pynetdicom.utils import make_target
 
 from fastpdu import dimse_messages as messages
+from fastpdu import engine
 from fastpdu.dul import DULServiceProvider
+from fastpdu.filestore import FileStore, Incoming
 from fastpdu.transport import ROADS
 
 if TYPE_CHECKING:
@@ -32,8 +35,6 @@ if TYPE_CHECKING:
     from pynetdicom.dimse import _QueueItem
     from pynetdicom.dimse_primitives import DimsePrimitiveType
     from pynetdicom.pdu_primitives import P_DATA
-
-    from fastpdu import engine
 
 LOGGER = logging.getLogger("pynetdicom.dimse")
 _HANDLERS_LOGGER = logging.getLogger("pynetdicom._handlers")
@@ -57,7 +58,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
 
     def __init__(self, assoc: Association) -> None:
         self._cancel_req: dict[int, C_CANCEL] = {}
-        # While a data set goes to a file: pynetdicom's temporary file, and its message
+        # While a data set goes to a file: the file (pynetdicom's temporary file, a FileStore's), and its path
         self.sink: Any = None
         self._waiters = 0
         # Messages on the stock road: "stock_sent", "stock_received"
@@ -227,6 +228,8 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             been dealt with.
         """
         if sink is not None:
+            if isinstance(sink[0], Incoming):
+                sink[0].complete(message.length, message.error)
             sink[0].flush()
         try:
             primitive = self._to_primitive(message, sink)
@@ -250,11 +253,13 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         return None
 
     def _to_primitive(self, message: engine.Message, sink: Any) -> Any:
-        if sink is None and not self._is_watched(
+        if (sink is None or isinstance(sink[0], Incoming)) and not self._is_watched(
             evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler
         ):
             primitive = messages.to_primitive(message)
             if primitive is not None:
+                if sink is not None:
+                    primitive._dataset_file, primitive._dataset_path = sink
                 return primitive
         received = messages.to_received_stock_message(
             message.context_id, message.command, message.data
@@ -284,35 +289,50 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
     # Data sets that go to a file as they arrive -------------------------------------------------------------------
 
     def split_commands(self) -> frozenset[int]:
-        """Return the Command Fields whose data sets are to go to a file (`_config.STORE_RECV_CHUNKED_DATASET`)."""
-        return _SPLIT_STORE if _config.STORE_RECV_CHUNKED_DATASET else _NO_SPLIT
+        """Return the Command Fields whose data sets are to go to a file (FileStore, STORE_RECV_CHUNKED_DATASET)."""
+        if _config.STORE_RECV_CHUNKED_DATASET or self._file_store() is not None:
+            return _SPLIT_STORE
+        return _NO_SPLIT
 
-    def open_sink(self, message: engine.Message) -> int:
-        """Open the temporary file for a data set that is about to come, with its file meta information.
+    def _file_store(self) -> FileStore | None:
+        """Return the handler of C-STORE requests, if it is a FileStore."""
+        handlers: Any = self._assoc._handlers
+        handler = handlers.get(evt.EVT_C_STORE, (None,))[0]
+        return handler if isinstance(handler, FileStore) else None
+
+    def open_sink(self, connection: engine.Connection) -> None:
+        """Say where a data set goes that is about to come.
 
         Parameters
         ----------
-        message : engine.Message
-            The message without its data set.
-
-        Returns
-        -------
-        int
-            A descriptor to write to, or -1 if the data set shall stay in memory: the message will be refused.
+        connection : engine.Connection
+            The connection, which has told PARTIAL.
         """
+        message = connection.partial
         try:
-            command = messages.to_received_stock_message(
-                message.context_id, message.command, None
-            ).command_set
+            sop_class, sop_instance = messages.store_uids(message)
             context = self.assoc._accepted_cx[message.context_id]
-            meta = create_file_meta(
-                sop_class_uid=command.AffectedSOPClassUID,
-                sop_instance_uid=command.AffectedSOPInstanceUID,
-                transfer_syntax=context.transfer_syntax[0],
-            )
+            transfer_syntax = context.transfer_syntax[0]
         except Exception as error:
+            # The message will be refused, so nobody needs the data set
             LOGGER.debug("The data set of this message cannot go to a file: %s", error)
-            return -1
+            connection.set_sink(-1, drain=True)
+            return
+        store = self._file_store()
+        if store is None:
+            connection.set_sink(self._open_chunked(sop_class, sop_instance, transfer_syntax))
+            return
+        incoming = store.begin(self.assoc, sop_class, sop_instance, transfer_syntax)
+        self.sink = (incoming, Path(incoming.name))
+        connection.set_sink(incoming.fd, incoming.head, drain=True)
+
+    def _open_chunked(self, sop_class: str, sop_instance: str, transfer_syntax: str) -> int:
+        """Open pynetdicom's temporary file, write its file meta information, and return its descriptor."""
+        meta = create_file_meta(
+            sop_class_uid=UID(sop_class),
+            sop_instance_uid=UID(sop_instance),
+            transfer_syntax=UID(transfer_syntax),
+        )
         file: Any = NamedTemporaryFile(delete=False, mode="wb", suffix=".dcm")  # noqa: SIM115
         self.sink = (file, Path(file.name))
         file.write(b"\x00" * 128)
@@ -422,6 +442,9 @@ def _remove(sink: Any) -> None:
     if sink is None:
         return
     file, path = sink
+    if isinstance(file, Incoming):
+        file.close()
+        return
     try:
         file.close()
         os.unlink(path)

@@ -453,6 +453,22 @@ def _is_plain_title(title: Any) -> bool:
     )
 
 
+def store_uids(message: engine.Message) -> tuple[str, str]:
+    """Return Affected SOP Class UID and Affected SOP Instance UID of a received C-STORE request.
+
+    Raises
+    ------
+    Exception
+        If the command set cannot be decoded, or has not got them.
+    """
+    try:
+        elements = engine.decode_command(message.command)
+    except engine.CommandError:
+        command = to_received_stock_message(message.context_id, message.command, None).command_set
+        return str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID)
+    return elements[0x0002], elements[0x1000]
+
+
 def store_response(request: Any) -> Any:
     """Return the response to a C-STORE request, without its status."""
     response = _STORE_RESPONSE.make({})

@@ -330,7 +330,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         if split is not self._split:
             connection.split_commands = self._split = split
         while (message := connection.receive(timeout, awaited=awaited)) == engine.PARTIAL:
-            connection.set_sink(dimse.open_sink(connection.partial))
+            dimse.open_sink(connection)
         if not isinstance(message, int):
             self._idle_timer.restart()
         return message

@@ -13,6 +13,7 @@ from pynetdicom.sop_class import uid_to_service_class
 
 from fastpdu.dimse import send_encoded
 from fastpdu.dimse_messages import encode_echo_response, encode_store_response, store_response
+from fastpdu.filestore import Incoming, answered
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,6 +80,7 @@ def _serve_store(assoc: AssociationMixin, request: Any, context_id: int) -> bool
     if context is None:
         return False
     operate(assoc, _store, assoc, assoc.dimse, request, context)
+    answered(request)
     return True
 
 
@@ -160,6 +162,8 @@ def _store(assoc: Any, dimse: Any, request: Any, context: PresentationContextTup
 def _remove_file(file: Any) -> None:
     """Remove the temporary file of a data set that was received to a file."""
     file.close()
+    if isinstance(file, Incoming):
+        return
     try:
         os.unlink(file.name)
     except OSError:

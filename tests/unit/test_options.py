@@ -139,7 +139,9 @@ def test_all_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_is_frozen_and_documented() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TransportOptions().nodelay = True  # type: ignore[misc]
-    documentation = inspect.getdoc(TransportOptions) or ""  # without the indentation, which CPython 3.13 removes itself
+    documentation = (
+        inspect.getdoc(TransportOptions) or ""
+    )  # without the indentation, which CPython 3.13 removes itself
     for name in NAMES:
         assert re.search(rf"\n(\w+, )*{name}(, \w+)* : ", documentation), name
     table = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text("utf-8")

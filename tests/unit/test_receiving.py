@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -806,3 +807,64 @@ def test_more_than_4_gib(impl: Impl, tmp_path: Path) -> None:
         pdus = sending.result(100)
         assert pdus == 1 + -(-BIG // (2**20 - 6))
         assert near.bytes_sent == far.bytes_received == BIG + 12 * pdus + len(STORE)
+
+
+@pytest.mark.parametrize("drain", [False, True])
+@pytest.mark.parametrize("size", [0, 7, 1_000_000])
+def test_sink_with_a_head(one: Link, engine: Any, target: Any, size: int, drain: bool) -> None:
+    one.conn.split_commands = frozenset({0x0001})
+    data = noise(size)
+    sending = Background(one.feed, b"".join(message(3, STORE, data, [16376] * (size // 20000))))
+    assert one.conn.receive(PATIENCE) == engine.PARTIAL
+    one.conn.set_sink(target.fileno(), b"head", drain=drain)
+    got = one.conn.receive(PATIENCE)
+    assert (got.data, got.length, got.error) == (None, size, 0)
+    sending.result()
+    target.seek(0)
+    assert target.read() == b"head" + data
+
+
+def test_sink_with_too_long_a_head(one: Link, engine: Any, target: Any) -> None:
+    one.conn.split_commands = frozenset({0x0001})
+    one.feed(b"".join(message(1, STORE, b"ab")))
+    assert one.conn.receive(PATIENCE) == engine.PARTIAL
+    with pytest.raises(ValueError, match="65536"):
+        one.conn.set_sink(target.fileno(), b"a" * 65537)
+    one.conn.set_sink(target.fileno(), b"a" * 65536)
+    assert one.conn.receive(PATIENCE).length == 2
+    target.seek(0)
+    assert target.read() == b"a" * 65536 + b"ab"
+
+
+@pytest.mark.parametrize("size", [0, 4, 3_000_000])
+def test_sink_that_cannot_be_written_is_drained(
+    one: Link, engine: Any, tmp_path: Path, size: int
+) -> None:
+    one.conn.split_commands = frozenset({0x0001})
+    (tmp_path / "sink").write_bytes(b"")
+    stream = b"".join(message(1, STORE, noise(size), [16376] * (size // 20000)))
+    sending = Background(one.feed, stream + b"".join(message(1, ECHO, None)))
+    with (tmp_path / "sink").open("rb") as file:
+        assert one.conn.receive(PATIENCE) == engine.PARTIAL
+        one.conn.set_sink(file.fileno(), b"head", drain=True)
+        got = one.conn.receive(PATIENCE)
+    assert (got.command, got.data, got.length, got.error) == (STORE, None, size, errno.EBADF)
+    assert one.conn.receive(PATIENCE).command == ECHO
+    sending.result()
+    # and nothing is left of it
+    one.feed(b"".join(message(1, STORE, b"abcd")))
+    got = receive_to(one.conn, engine, -1)
+    assert (got.data, got.error) == (b"abcd", 0)
+
+
+@pytest.mark.parametrize("size", [0, 4, 3_000_000])
+def test_data_set_to_nowhere(one: Link, engine: Any, size: int) -> None:
+    one.conn.split_commands = frozenset({0x0001})
+    stream = b"".join(message(1, STORE, noise(size), [16376] * (size // 20000)))
+    sending = Background(one.feed, stream + b"".join(message(1, ECHO, None)))
+    assert one.conn.receive(PATIENCE) == engine.PARTIAL
+    one.conn.set_sink(-1, drain=True)
+    got = one.conn.receive(PATIENCE)
+    assert (got.command, got.data, got.length, got.error) == (STORE, None, size, 0)
+    assert one.conn.receive(PATIENCE).command == ECHO
+    sending.result()
