@@ -6,4 +6,14 @@
 from __future__ import annotations
 
 #: Name of each benchmark; the module of this package has the same name.
-QUESTIONS = ("ct1000", "small", "idle", "associations", "memory", "retrieve", "find", "stall")
+QUESTIONS = (
+    "ct1000",
+    "disk",
+    "small",
+    "idle",
+    "associations",
+    "memory",
+    "retrieve",
+    "find",
+    "stall",
+)

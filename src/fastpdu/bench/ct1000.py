@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from fastpdu.bench import pair, peers, verify
@@ -17,7 +15,7 @@ from fastpdu.bench.errors import BenchError
 from fastpdu.bench.options import positive, row_names
 from fastpdu.bench.progress import progress
 from fastpdu.bench.report import Goal, Report, Row
-from fastpdu.bench.runners import Floor, Runner, measure
+from fastpdu.bench.runners import Dcmtk, Floor, Runner, measure
 from fastpdu.bench.series import Series, ct_series, first
 
 SUMMARY = "1000 CT over one association in one process, beside the raw-socket floor (the default)"
@@ -84,46 +82,6 @@ class _Store(Runner):
         handler = verify.Touch()
         elapsed = self._run(handler)
         handler.check(self._expected)
-        return elapsed
-
-
-class _Dcmtk(Runner):
-    note = "two processes, their start included; the receiver writes files"
-
-    def __init__(self, name: str, series: Series, runs: int, pdu: int, tools: peers.Dcmtk) -> None:
-        super().__init__(name, series, runs, pdu)
-        nodelay = name == "dcmtk-nodelay"
-        version = tools.version.split()[0].removeprefix("v")
-        self.label = f"DCMTK {version}, {'TCP_NODELAY on both' if nodelay else 'stock'}"
-        self._tools = tools
-        self._environment = peers.NODELAY if nodelay else {}
-        self._expected: dict[str, verify.Sample] = {}
-
-    @contextlib.contextmanager
-    def _run(self) -> Iterator[tuple[float, Path]]:
-        with (
-            tempfile.TemporaryDirectory(prefix="fastpdu-received-") as scratch,
-            peers.linked(self.series.instances) as links,
-        ):
-            received = Path(scratch)
-            with peers.storescp(
-                self._tools, received, environment=self._environment, pdu=self.pdu
-            ) as port:
-                elapsed = peers.storescu(
-                    self._tools, port, links, environment=self._environment, pdu=self.pdu
-                )
-            yield elapsed, received
-
-    def verify(self) -> str:
-        with self._run() as (_, received):
-            text = peers.verify_received(received, self.series.instances)
-            self._expected = peers.contents(received)
-        return text
-
-    def measure(self) -> float:
-        with self._run() as (elapsed, received):
-            if peers.contents(received) != self._expected:
-                raise BenchError(f"{self.label}: not everything arrived unchanged")
         return elapsed
 
 
@@ -195,7 +153,7 @@ def _runners(args: argparse.Namespace, series: Series, notes: list[str]) -> list
         elif not {syntax for _, syntax in series.contexts} <= peers.TRANSFER_SYNTAXES:
             notes.append(f"{name}: skipped, storescu does not propose compressed images by itself")
         else:
-            runners.append(_Dcmtk(name, part, runs, args.pdu, tools))
+            runners.append(Dcmtk(name, part, runs, args.pdu, tools))
     return runners
 
 

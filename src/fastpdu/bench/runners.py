@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fastpdu.bench import floor, verify
+from fastpdu.bench import floor, peers, verify
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.progress import Progress
 from fastpdu.bench.report import Row
 from fastpdu.bench.series import Series
 
-__all__ = ["Floor", "Runner", "measure"]
+__all__ = ["Dcmtk", "Floor", "Runner", "measure"]
 
 
 class Runner:
@@ -55,6 +57,48 @@ class Floor(Runner):
 
     def measure(self) -> float:
         return floor.measure(self.series.instances)
+
+
+class Dcmtk(Runner):
+    """storescu and storescp, as they are or with TCP_NODELAY=1 on both sides (`dcmtk-nodelay`)."""
+
+    note = "two processes, their start included; the receiver writes files"
+
+    def __init__(self, name: str, series: Series, runs: int, pdu: int, tools: peers.Dcmtk) -> None:
+        super().__init__(name, series, runs, pdu)
+        nodelay = name == "dcmtk-nodelay"
+        version = tools.version.split()[0].removeprefix("v")
+        self.label = f"DCMTK {version}, {'TCP_NODELAY on both' if nodelay else 'stock'}"
+        self._tools = tools
+        self._environment = peers.NODELAY if nodelay else {}
+        self._expected: dict[str, verify.Sample] = {}
+
+    @contextlib.contextmanager
+    def _run(self) -> Iterator[tuple[float, Path]]:
+        with (
+            tempfile.TemporaryDirectory(prefix="fastpdu-received-") as scratch,
+            peers.linked(self.series.instances) as links,
+        ):
+            received = Path(scratch)
+            with peers.storescp(
+                self._tools, received, environment=self._environment, pdu=self.pdu
+            ) as port:
+                elapsed = peers.storescu(
+                    self._tools, port, links, environment=self._environment, pdu=self.pdu
+                )
+            yield elapsed, received
+
+    def verify(self) -> str:
+        with self._run() as (_, received):
+            text = peers.verify_received(received, self.series.instances)
+            self._expected = peers.contents(received)
+        return text
+
+    def measure(self) -> float:
+        with self._run() as (elapsed, received):
+            if peers.contents(received) != self._expected:
+                raise BenchError(f"{self.label}: not everything arrived unchanged")
+        return elapsed
 
 
 def measure(
