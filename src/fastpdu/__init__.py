@@ -6,6 +6,7 @@
 From here on every association of this process moves whole DIMSE messages through the compiled engine.
 """
 
+from fastpdu import tls
 from fastpdu.ae import AE
 from fastpdu.compatibility import IncompatibleError
 from fastpdu.filestore import FileStore, StoredInstance
@@ -27,5 +28,6 @@ __all__ = [
     "install",
     "installed",
     "is_installed",
+    "tls",
     "uninstall",
 ]
