@@ -15,21 +15,25 @@ import os
 import threading
 
 try:
-    from ssl import SSLError, SSLWantReadError, SSLWantWriteError, SSLZeroReturnError, SSLEOFError
+    from ssl import SSLSocket, SSLError, SSLWantReadError, SSLWantWriteError, SSLZeroReturnError, SSLEOFError
 except ImportError:  # pragma: no cover
     class SSLError(OSError):
+        pass
+
+    class SSLSocket:
         pass
 
     SSLWantReadError = SSLWantWriteError = SSLZeroReturnError = SSLEOFError = SSLError
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AsString
 from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
-from libc.errno cimport EAGAIN, EINTR, ENOSYS
+from libc.errno cimport EAGAIN, EBADF, EINTR, ENOSYS
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
@@ -103,7 +107,8 @@ cdef enum:
     C_MAX_SINK_HEAD = 64 * 1024
     READ_CHUNK = 1024 * 1024  # bytes of a file in flight between pread and sendmsg
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
-    STAGE = 64 * 1024  # bytes of one write of the socket-object backend
+    STAGE = 320 * 1024  # bytes of one write of the socket-object backend
+    INBOX = 64 * 1024  # bytes that it reads without giving up the GIL
     RECORD = 16 * 1024  # bytes of a TLS record: one system call each
     FIRST_DATA = 16 * 1024  # first allocation for a data set whose size cannot be guessed
     MAX_GUESS = 64 * 1024 * 1024
@@ -370,7 +375,7 @@ cdef class Connection:
     cdef fp_iov out_iov[IOVS]
     cdef unsigned char out_heads[HEAD * IOVS]
     cdef unsigned char *chunk
-    cdef size_t chunk_size
+    cdef size_t chunk_size, read_chunk
     cdef uint64_t out_sent  # bytes of the message that the kernel has taken
     cdef uint32_t packed  # bytes of the data set beside the command set, in its last PDU
     cdef bint pack_due  # they are still to be framed
@@ -391,6 +396,7 @@ cdef class Connection:
         self.c_pdu_timeout = -1
         self.c_split = frozenset()
         self.send_lock = threading.Lock()
+        self.read_chunk = READ_CHUNK
 
     def __init__(self, sock):
         if type(self) is Connection:
@@ -1478,7 +1484,7 @@ cdef class Connection:
         cdef int64_t r
         cdef Py_buffer view
         cdef int code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
-        cdef size_t whole = fragment * ((READ_CHUNK + fragment - 1) // fragment)
+        cdef size_t whole = fragment * ((self.read_chunk + fragment - 1) // fragment)
         # Whole fragments, so that the data set is framed as if it were in one piece
         size = whole + self.packed
         if size > length:
@@ -1941,19 +1947,32 @@ cdef class SocketConnection(Connection):
     The socket is switched to non-blocking mode. A TLS object is not used by two threads at once.
     """
 
-    cdef object sock
+    cdef object sock, read, recv_into, write
     cdef object io_lock
     cdef object pending
     cdef object wake_pair, cancel_pair  # socket pairs, where there is no better wake-up
-    cdef bytearray stage
+    cdef object stage, inbox  # what is written and read, as views of byte arrays
+    cdef char *stage_bytes
+    cdef char *inbox_bytes
+    cdef size_t stage_size, staged, inbox_size, inbox_at, inbox_end
     cdef bint insists  # the TLS layer wants the same bytes again
+    cdef bint drained  # the object has given all that it had
+    cdef object late  # an error that came after bytes had
     cdef int extra_events  # what the TLS layer waits for besides the direction asked for
 
     def __init__(self, sock):
         super().__init__(sock)
         self.sock = sock
+        self.recv_into = sock.recv_into
+        self.write = sock.send
         self.io_lock = threading.Lock()
+        if isinstance(sock, SSLSocket):
+            # What those two come to, without the detours: past a lock of the object's own, so under it
+            self.read = sock.read
+            self.write = sock.write
+            self.io_lock = getattr(sock, "io_lock", self.io_lock)
         self.pending = getattr(sock, "pending", None)
+        self.read_chunk = STAGE - 64 * 1024  # so that a chunk, framed, is one write
         if not FP_HAVE_FD:
             self.wake_pair = make_pair()
             self.cancel_pair = make_pair()
@@ -1977,48 +1996,121 @@ cdef class SocketConnection(Connection):
             return RAISED
         if isinstance(error, OSError) and error.errno:
             return -<int64_t>error.errno
+        if isinstance(error, ValueError) and self.read is not None and self.sock.fileno() < 0:
+            # What a TLS socket says when it has been closed
+            return -EBADF
         self.raised = error
         return RAISED
 
     cdef int64_t _recvv(self, fp_iov *v, int n) noexcept nogil:
+        cdef size_t limit = 0
+        cdef size_t got, part
         cdef int64_t status
-        with gil:
-            try:
-                view = PyMemoryView_FromMemory(<char *>v[0].iov_base, <Py_ssize_t>v[0].iov_len, PyBUF_WRITE)
+        cdef int i
+        for i in range(n):
+            limit += v[i].iov_len
+        if self.inbox_at == self.inbox_end:
+            if self.drained and not self._may_have_more():
+                # What asking the object would tell with an exception
+                return -EAGAIN
+            with gil:
+                status = self._fill(limit if limit < INBOX else INBOX)
+            if status <= 0:
+                return status
+        got = self.inbox_end - self.inbox_at
+        if got > limit:
+            got = limit
+        limit = got
+        for i in range(n):
+            part = v[i].iov_len if v[i].iov_len < got else got
+            memcpy(v[i].iov_base, self.inbox_bytes + self.inbox_at, part)
+            self.inbox_at += part
+            got -= part
+            if got == 0:
+                break
+        return <int64_t>limit
+
+    cdef bint _may_have_more(self) noexcept nogil:
+        """Whether an object that has given all that it had may have something again."""
+        return not FP_HAVE_FD or self.extra_events != 0 or fp_poll(self.fd, FP_IN, -1, 0) != 0
+
+    cdef int64_t _fill(self, size_t limit) noexcept:
+        """Read up to `limit` bytes into the inbox, one TLS record after the other: more than 0, or as `_recvv`."""
+        cdef size_t n
+        self.inbox_at = self.inbox_end = 0
+        try:
+            if self.late is not None:
+                error, self.late = self.late, None
+                raise error
+            if self.inbox_size < limit:
+                self.inbox = memoryview(bytearray(limit))
+                self.inbox_bytes = PyByteArray_AsString(self.inbox.obj)
+                self.inbox_size = limit
+            self.drained = False
+            while self.inbox_end < limit:
+                view = self.inbox[self.inbox_end:limit]
                 with self.io_lock:
                     self.extra_events = 0
-                    return self.sock.recv_into(view)
-            except BaseException as error:
-                status = self._status(error)
-                return status
+                    n = self.recv_into(view) if self.read is None else self.read(limit - self.inbox_end, view)
+                    self.inbox_end += n
+                    # After a full record there are mostly more: asking the kernel first would be a waste
+                    if 0 < n < RECORD and self.inbox_end < limit and not self._may_have_more():
+                        self.drained = self.pending is None or self.pending() == 0
+                if n == 0 or self.drained:
+                    break
+        except BaseException as error:
+            if self.inbox_end == 0 or not isinstance(error, OSError):
+                # What has arrived stays in the inbox
+                return self._status(error)
+            self.drained = isinstance(error, (SSLWantReadError, BlockingIOError))
+            if not self.drained:
+                self.late = error
+        return <int64_t>self.inbox_end
 
     cdef int64_t _sendv(self, fp_iov *v, int n) noexcept nogil:
         cdef size_t size = 0
+        cdef size_t at = 0
         cdef size_t part
         cdef int i
-        cdef char *p
         cdef int64_t status
+        if not self.insists:
+            for i in range(n):
+                size += v[i].iov_len
+            if size > STAGE:
+                size = STAGE
+            if size > self.stage_size:
+                with gil:
+                    status = self._enlarge_stage(size)
+                if status < 0:
+                    return status
+            self.staged = size
+            for i in range(n):
+                part = v[i].iov_len if v[i].iov_len < size - at else size - at
+                memcpy(self.stage_bytes + at, v[i].iov_base, part)
+                at += part
+                if at == size:
+                    break
         with gil:
             try:
-                if self.stage is None:
-                    self.stage = bytearray(STAGE)
-                p = self.stage
-                for i in range(n):
-                    part = v[i].iov_len
-                    if part > STAGE - size:
-                        part = STAGE - size
-                    memcpy(p + size, v[i].iov_base, part)
-                    size += part
-                    if size == STAGE:
-                        break
-                with memoryview(self.stage)[:size] as view, self.io_lock:
+                with self.io_lock:
                     self.extra_events = 0
                     self.insists = False
-                    return self.sock.send(view)
+                    return self.write(self.stage[:self.staged])
             except BaseException as error:
                 status = self._status(error)
                 self.insists = status == -EAGAIN and isinstance(error, SSLError)
                 return -32 if status == 0 else status  # EPIPE
+
+    cdef int64_t _enlarge_stage(self, size_t size) noexcept:
+        """Make room for `size` bytes, and not for many more: most of those who only answer never need it."""
+        try:
+            size = (size + RECORD - 1) & ~(<size_t>RECORD - 1)
+            self.stage = memoryview(bytearray(size))
+            self.stage_bytes = PyByteArray_AsString(self.stage.obj)
+            self.stage_size = size
+            return 0
+        except BaseException as error:
+            return self._status(error)
 
     cdef bint _takes_several_calls(self) noexcept nogil:
         cdef size_t size = 0
@@ -2085,7 +2177,13 @@ cdef class SocketConnection(Connection):
         return self.insists
 
     cdef bint _pending(self) noexcept nogil:
+        if self.inbox_at != self.inbox_end:
+            return True
+        if self.drained:
+            return False
         with gil:
+            if self.late is not None:
+                return True
             if self.pending is None:
                 return False
             try:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import functools
 import math
 import os
 import select
@@ -99,7 +100,7 @@ _READ_SIZE = 2**18  # bytes of one read from the socket
 _BATCH_SIZE = 2**19  # bytes framed and handed over at once
 _BATCH_BUFFERS = 512  # vectors handed over at once; POSIX systems take 1024 (IOV_MAX)
 _TCP_INFO_SIZE = 512  # bytes; more than any kernel has
-_STAGE_SIZE = 2**16  # bytes of one `send` of a socket object
+_STAGE_SIZE = 320 * 2**10  # bytes of one `send` of a socket object
 _RECORD_SIZE = 2**14  # bytes of a TLS record: one system call each
 
 _Clock = time.monotonic
@@ -1798,7 +1799,14 @@ class SocketConnection(Connection):
         if sys.platform != "win32":
             self._kernel_socket = socket.socket(fileno=os.dup(sock.fileno()))
         self._has_pending: Callable[[], int] | None = getattr(sock, "pending", None)
+        self._recv_into: Callable[[Any], int] = sock.recv_into
+        self._send_to: Callable[[Any], int] = sock.send
         self._io = threading.Lock()  # a TLS object is not to be used by two threads at once
+        if ssl is not None and isinstance(sock, ssl.SSLSocket):
+            # What those two come to, without the detours: past a lock of the object's own, so under it
+            self._recv_into = functools.partial(sock.read, _READ_SIZE)
+            self._send_to = sock.write
+            self._io = getattr(sock, "io_lock", self._io)
         self._stage: memoryview | None = None  # what an interrupted `send` has to be given again
         self._never_blocks = True
         if hasattr(sock, "setblocking"):
@@ -1824,7 +1832,7 @@ class SocketConnection(Connection):
         if not (self._never_blocks or self._pending() or _poll([self._fileno()], [], 0)):
             raise _WouldBlock(writable=False)
         with self._io, _TlsErrors(writable=False):
-            read.counts.extend(map(self._sock.recv_into, (read.store,)))
+            read.counts.extend(map(self._recv_into, (read.store,)))
 
     def _write(self, buffers: Sequence[memoryview], counts: list[int]) -> None:
         if not (self._never_blocks or _poll([], [self._fileno()], 0)):
@@ -1832,7 +1840,7 @@ class SocketConnection(Connection):
         if self._stage is None:
             self._stage = memoryview(_joined(buffers, _STAGE_SIZE))
         with self._io, _TlsErrors(writable=True):
-            counts.extend(map(self._sock.send, (self._stage,)))
+            counts.extend(map(self._send_to, (self._stage,)))
         self._stage = None
 
     def _stuck(self) -> bool:
@@ -1901,6 +1909,9 @@ class _TlsErrors:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, BlockingIOError):
             raise _WouldBlock(self._writable) from None
+        if isinstance(error, ValueError) and "closed or unwrapped" in str(error):
+            # What a TLS socket says that has been closed
+            raise OSError(errno.EBADF, "the socket is closed") from None
         if ssl is None or not isinstance(error, OSError):
             return
         if isinstance(error, ssl.SSLWantReadError):

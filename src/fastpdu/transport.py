@@ -112,18 +112,18 @@ class _SerialSSLSocket(ssl.SSLSocket):
     send on the association's socket while the engine's thread is inside the very call that has woken it.
     """
 
-    _io: threading.Lock
+    io_lock: threading.Lock
 
     def send(self, data: Any, flags: int = 0) -> int:
-        with self._io:
+        with self.io_lock:
             return super().send(data, flags)
 
     def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        with self._io:
+        with self.io_lock:
             return super().recv_into(buffer, nbytes, flags)
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        with self._io:
+        with self.io_lock:
             return super().recv(buflen, flags)
 
 
@@ -144,7 +144,7 @@ def connection_for(sock: socket.socket, options: TransportOptions) -> engine.Con
     """
     if type(sock) is ssl.SSLSocket:
         sock.__class__ = _SerialSSLSocket
-        cast(_SerialSSLSocket, sock)._io = threading.Lock()
+        cast(_SerialSSLSocket, sock).io_lock = threading.Lock()
     connection = engine.connect(sock)
     connection.quickack = options.quickack is not False
     connection.cork = options.cork
