@@ -1804,7 +1804,7 @@ class SocketConnection(Connection):
         self._io = threading.Lock()  # a TLS object is not to be used by two threads at once
         if ssl is not None and isinstance(sock, ssl.SSLSocket):
             # What those two come to, without the detours: past a lock of the object's own, so under it
-            self._recv_into = functools.partial(sock.read, _READ_SIZE)
+            self._recv_into = cast(Any, functools.partial(sock.read, _READ_SIZE))
             self._send_to = sock.write
             self._io = getattr(sock, "io_lock", self._io)
         self._stage: memoryview | None = None  # what an interrupted `send` has to be given again

@@ -28,6 +28,7 @@ from fastpdu.dimse_messages import (
 )
 from fastpdu.dul import BOUND, DULServiceProvider
 from fastpdu.filestore import answered
+from fastpdu.handshakes import with_deadline
 from fastpdu.options import options_of
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class AssociationMixin(stock.Association):
             # An acceptor of a patched process has been made before it knew its server
             self._use(options_of(self._server, self.ae))
         super().set_socket(socket)
+        if self.is_requestor:
+            with_deadline(socket)
         _tune(self)
 
     def _use(self, options: TransportOptions) -> None:

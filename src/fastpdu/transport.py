@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from pynetdicom import transport as stock
 
 from fastpdu import engine
+from fastpdu.handshakes import handshake
 from fastpdu.options import options_of
 
 if TYPE_CHECKING:
@@ -235,35 +236,6 @@ def accept(server: stock.AssociationServer) -> tuple[socket.socket, Any]:
             client, server_side=True, do_handshake_on_connect=False
         )
     return client, address
-
-
-def handshake(server: stock.AssociationServer, client: object) -> bool:
-    """Do the TLS handshake of an accepted connection, within the AE's ACSE timeout.
-
-    Parameters
-    ----------
-    server : pynetdicom.transport.AssociationServer
-        The server that accepted it.
-    client : socket.socket
-        The connection; a plain one needs nothing.
-
-    Returns
-    -------
-    bool
-        False if it failed; the connection is then closed.
-    """
-    if not isinstance(client, ssl.SSLSocket):
-        return True
-    try:
-        client.settimeout(server.ae.acse_timeout)
-        client.do_handshake()
-        client.settimeout(None)
-    except (OSError, ValueError) as error:
-        LOGGER.warning("TLS handshake with a requestor failed: %s", error)
-        # Not shut down first: a peer that did not speak TLS at all gets a reset, not our alert as a PDU
-        client.close()
-        return False
-    return True
 
 
 def finish_request(server: stock.AssociationServer, client: Any, address: Any) -> None:

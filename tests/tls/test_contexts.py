@@ -21,11 +21,6 @@ import fastpdu
 from fastpdu.tls import PROFILES, KernelTls, client_context, kernel_tls, server_context
 
 
-@pytest.fixture(scope="module")
-def pem(tmp_path_factory: pytest.TempPathFactory) -> Pem:
-    return Pem(tmp_path_factory.mktemp("pem"))
-
-
 def shake(
     client: ssl.SSLContext, server: ssl.SSLContext, name: str = "localhost"
 ) -> tuple[ssl.SSLSocket, ssl.SSLSocket]:
