@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 import fastpdu
 from fastpdu.bench import (
     associations,
+    certificates,
     child,
     find,
     floor,
@@ -22,6 +25,8 @@ from fastpdu.bench import (
     pair,
     peers,
     retrieve,
+    runners,
+    tls,
     verify,
 )
 from fastpdu.bench.errors import BenchError
@@ -52,6 +57,45 @@ def test_floor_moves_every_byte(series: Series) -> None:
     expected = [hashlib.sha256(Path(i.path).read_bytes()).digest() for i in series.instances]
     assert floor.digests_received(series.instances) == expected
     assert floor.measure(series.instances) > 0
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[certificates.Certificates]:
+    with certificates.certificates() as files:
+        yield files
+
+
+def test_floor_of_tls_moves_every_byte(series: Series, made: certificates.Certificates) -> None:
+    row = runners.Floor("floor", series, 1, pair.DEFAULT_PDU, tls=made)
+    assert row.verify() == "SHA-256 of 4"
+    assert row.measure() > 0
+
+
+@pytest.mark.parametrize("name", pair.TRANSPORTS)
+def test_store_rows_over_tls(series: Series, made: certificates.Certificates, name: str) -> None:
+    row = runners.Store(name, series, 1, pair.DEFAULT_PDU, tls=made)
+    assert row.verify() == "SHA-256 of 4"
+    assert row.measure() > 0
+
+
+@pytest.mark.interop
+@needs_dcmtk
+def test_dcmtk_over_tls(series: Series, made: certificates.Certificates) -> None:
+    tools = peers.find_dcmtk()
+    assert tools is not None
+    if not peers.speaks_tls(tools):
+        pytest.skip("this DCMTK was built without OpenSSL")
+    row = runners.Dcmtk("dcmtk-nodelay", series, 1, pair.DEFAULT_PDU, tools, tls=made)
+    assert row.verify().startswith("SHA-256 of 4")
+    assert row.measure() > 0
+
+
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_what_two_ends_agree_on(version: str) -> None:
+    with certificates.certificates(ssl.TLSVersion[version]) as files:
+        found = tls.agreed(files.ends())
+    assert found["tls_version"] == version.replace("v1_", "v1.")
+    assert found["cipher"]
 
 
 def test_floor_notices_a_file_that_shrank(series: Series, tmp_path: Path) -> None:

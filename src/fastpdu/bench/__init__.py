@@ -8,7 +8,6 @@ from __future__ import annotations
 #: Name of each benchmark; the module of this package has the same name.
 QUESTIONS = (
     "ct1000",
-    "disk",
     "small",
     "idle",
     "associations",
@@ -16,4 +15,5 @@ QUESTIONS = (
     "retrieve",
     "find",
     "stall",
+    "tls",
 )

@@ -10,12 +10,12 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from fastpdu.bench import pair, peers, verify
+from fastpdu.bench import pair, peers
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.options import positive, row_names
 from fastpdu.bench.progress import progress
 from fastpdu.bench.report import Goal, Report, Row
-from fastpdu.bench.runners import Dcmtk, Floor, Runner, measure
+from fastpdu.bench.runners import Dcmtk, Floor, Runner, Store, measure
 from fastpdu.bench.series import Series, ct_series, first
 
 SUMMARY = "1000 CT over one association in one process, beside the raw-socket floor (the default)"
@@ -47,42 +47,6 @@ _EXPECTED = {
 }
 _VERIFYING = 0.002
 _MAKING = 0.003
-
-
-class _Store(Runner):
-    def __init__(self, name: str, series: Series, runs: int, pdu: int) -> None:
-        super().__init__(name, series, runs, pdu)
-        self.label = "fastpdu" if name == "fastpdu" else "pynetdicom, stock"
-        self._expected: list[verify.Sample] = []
-
-    def _run(self, handler: pair.Handler) -> float:
-        contexts = self.series.contexts
-        with (
-            pair.transport(self.name),
-            pair.scp(handler, contexts, pdu=self.pdu) as port,
-        ):
-            fast = self.name == "fastpdu"
-            association = pair.associate(port, contexts, pdu=self.pdu, fast=fast)
-            try:
-                elapsed = pair.send(association, self.series.instances)
-            except BaseException:
-                association.abort()
-                raise
-            association.release()
-            return elapsed
-
-    def verify(self) -> str:
-        handler = verify.Verifier(self.series.instances)
-        self._run(handler)
-        text = handler.finish()
-        self._expected = handler.samples
-        return text
-
-    def measure(self) -> float:
-        handler = verify.Touch()
-        elapsed = self._run(handler)
-        handler.check(self._expected)
-        return elapsed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +111,7 @@ def _runners(args: argparse.Namespace, series: Series, notes: list[str]) -> list
         if name == "floor":
             runners.append(Floor(name, part, runs, args.pdu))
         elif name in pair.TRANSPORTS:
-            runners.append(_Store(name, part, runs, args.pdu))
+            runners.append(Store(name, part, runs, args.pdu))
         elif tools is None:
             notes.append(f"{name}: skipped, DCMTK is not installed (apt install dcmtk)")
         elif not {syntax for _, syntax in series.contexts} <= peers.TRANSFER_SYNTAXES:

@@ -4,6 +4,9 @@ One thread reads each file into a buffer that it uses again and again, hands it 
 waits for a reply of 100 bytes, as a C-STORE-RSP has; another thread of the same process receives
 with `recv_into` into a buffer of its own. Nothing in Python that moves these bytes and waits for an
 answer can be faster, so it is what the other rows are measured by.
+
+The floor of TLS is the same with both ends wrapped by the `ssl` module: the sender gives OpenSSL a whole file at a
+time, the receiver takes the records where they stay.
 """
 
 from __future__ import annotations
@@ -11,14 +14,19 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance
 
-__all__ = ["digests_received", "measure"]
+__all__ = ["TlsEnds", "digests_received", "measure"]
+
+#: Contexts of the server and of the client.
+TlsEnds: TypeAlias = tuple[ssl.SSLContext, ssl.SSLContext]
 
 REPLY = bytes(100)
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -39,6 +47,15 @@ def _read_file(path: str, view: memoryview) -> None:
         raise BenchError(f"{path} changed while it was being measured")
 
 
+def _secured(sock: socket.socket, tls: TlsEnds | None, *, server_side: bool) -> socket.socket:
+    """Do the TLS handshake, if there is to be one; both ends do it at the same time."""
+    if tls is None:
+        return sock
+    if server_side:
+        return tls[0].wrap_socket(sock, server_side=True)
+    return tls[1].wrap_socket(sock, server_hostname="localhost")
+
+
 def _receive_exactly(connection: socket.socket, view: memoryview) -> None:
     got = 0
     size = len(view)
@@ -49,7 +66,11 @@ def _receive_exactly(connection: socket.socket, view: memoryview) -> None:
         got += count
 
 
-def _exchange(instances: Sequence[Instance], on_received: Callable[[memoryview], object]) -> float:
+def _exchange(
+    instances: Sequence[Instance],
+    on_received: Callable[[memoryview], object],
+    tls: TlsEnds | None,
+) -> float:
     """Send every file once; return the seconds it took."""
     largest = max(item.size for item in instances)
     failure: list[BaseException] = []
@@ -58,8 +79,8 @@ def _exchange(instances: Sequence[Instance], on_received: Callable[[memoryview],
 
         def serve() -> None:
             try:
-                connection, _ = listener.accept()
-                with connection:
+                accepted, _ = listener.accept()
+                with _secured(accepted, tls, server_side=True) as connection:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     view = memoryview(bytearray(largest))
                     for item in instances:
@@ -72,7 +93,7 @@ def _exchange(instances: Sequence[Instance], on_received: Callable[[memoryview],
 
         thread = threading.Thread(target=serve, name="floor-receiver", daemon=True)
         thread.start()
-        with socket.create_connection(address) as connection:
+        with _secured(socket.create_connection(address), tls, server_side=False) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             view = memoryview(bytearray(largest))
             reply = memoryview(bytearray(len(REPLY)))
@@ -89,13 +110,21 @@ def _exchange(instances: Sequence[Instance], on_received: Callable[[memoryview],
     return elapsed
 
 
-def measure(instances: Sequence[Instance]) -> float:
-    """Return the seconds that the files take."""
-    return _exchange(instances, len)
+def measure(instances: Sequence[Instance], tls: TlsEnds | None = None) -> float:
+    """Return the seconds that the files take.
+
+    Parameters
+    ----------
+    instances : sequence of Instance
+        The files.
+    tls : (server's context, client's context), optional
+        Send them over TLS; the handshake is not in the time.
+    """
+    return _exchange(instances, len, tls)
 
 
-def digests_received(instances: Sequence[Instance]) -> list[bytes]:
+def digests_received(instances: Sequence[Instance], tls: TlsEnds | None = None) -> list[bytes]:
     """Send the files and return the SHA-256 of what arrived of each; not for timing."""
     digests: list[bytes] = []
-    _exchange(instances, lambda view: digests.append(hashlib.sha256(view).digest()))
+    _exchange(instances, lambda view: digests.append(hashlib.sha256(view).digest()), tls)
     return digests

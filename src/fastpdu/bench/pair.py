@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -70,6 +71,7 @@ def scp(
     handlers: Sequence[Any] = (),
     destination: Contexts = (),
     roles: bool = False,
+    tls: ssl.SSLContext | None = None,
 ) -> Iterator[int]:
     """Run a storage and verification SCP on a free port.
 
@@ -89,6 +91,8 @@ def scp(
         What is proposed to the destination of a C-MOVE.
     roles : bool
         Whether the requestor may be SCP of the contexts, as C-GET needs it.
+    tls : ssl.SSLContext, optional
+        Accept TLS connections.
 
     Yields
     ------
@@ -111,7 +115,7 @@ def scp(
     bound = list(handlers)
     if handler is not None:
         bound.append((evt.EVT_C_STORE, handler))
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=bound)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=bound, ssl_context=tls)
     if server is None or server.socket is None:
         raise BenchError("the SCP did not start")
     try:
@@ -129,6 +133,7 @@ def associate(
     called: str = "ANY-SCP",
     fast: bool | None = None,
     handler: Handler | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Association:
     """Open an association to an SCP of `scp`.
 
@@ -148,6 +153,8 @@ def associate(
         Make sure that the association uses the fast transport, or that it does not.
     handler : callable, optional
         The EVT_C_STORE handler of a C-GET: the SCP role is asked for.
+    tls : ssl.SSLContext, optional
+        Connect with TLS; the certificate of the SCP is one for "localhost".
 
     Returns
     -------
@@ -170,6 +177,7 @@ def associate(
         max_pdu=pdu,
         ext_neg=[build_role(sop_class, scu_role=True, scp_role=True) for sop_class in roles],
         evt_handlers=[] if handler is None else [(evt.EVT_C_STORE, handler)],
+        tls_args=None if tls is None else (tls, "localhost"),
     )
     if not association.is_established:
         raise BenchError("the SCP did not accept the association")

@@ -65,6 +65,17 @@ class Dcmtk:
     movescu: str = ""
 
 
+def speaks_tls(tools: Dcmtk) -> bool:
+    """Return whether DCMTK was built with OpenSSL."""
+    try:
+        asked = subprocess.run(
+            [tools.storescp, "--help"], capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return "+tls" in asked.stdout
+
+
 @dataclass(frozen=True)
 class Orthanc:
     """The installed server."""
@@ -229,6 +240,7 @@ def storescp(
     *,
     environment: Mapping[str, str] | None = None,
     pdu: int = DEFAULT_PDU,
+    options: Sequence[str] = (),
     patience: float = 15.0,
 ) -> Iterator[int]:
     """Run storescp on a free port.
@@ -243,6 +255,8 @@ def storescp(
         Variables to set.
     pdu : int
         The maximum PDU length that it announces.
+    options : sequence of str
+        Further ones, for TLS for instance.
     patience : float
         Seconds that it may take to start.
 
@@ -253,7 +267,7 @@ def storescp(
     """
 
     def command(port: int) -> list[str]:
-        return [tools.storescp, *_pdu_option(pdu), "-od", str(directory), str(port)]
+        return [tools.storescp, *_pdu_option(pdu), *options, "-od", str(directory), str(port)]
 
     with _server("storescp", command, environment, patience) as port:
         yield port
@@ -378,6 +392,7 @@ def storescu(
     called: str = "ANY-SCP",
     environment: Mapping[str, str] | None = None,
     pdu: int = DEFAULT_PDU,
+    options: Sequence[str] = (),
     patience: float = 600.0,
 ) -> float:
     """Send every file of a directory with storescu.
@@ -396,6 +411,8 @@ def storescu(
         Variables to set.
     pdu : int
         The maximum PDU length that it announces.
+    options : sequence of str
+        Further ones, for TLS for instance.
     patience : float
         Seconds that it may take.
 
@@ -405,7 +422,7 @@ def storescu(
         The seconds from its start to its end. Its own start is part of it: a few hundredths.
     """
     command = [
-        *(tools.storescu, *_pdu_option(pdu), "-aec", called),
+        *(tools.storescu, *_pdu_option(pdu), *options, "-aec", called),
         *("+sd", "127.0.0.1", str(port), str(directory)),
     ]
     return _client("storescu", command, environment, patience)

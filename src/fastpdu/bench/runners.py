@@ -10,26 +10,50 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fastpdu.bench import floor, peers, verify
+from fastpdu.bench import floor, pair, peers, verify
+from fastpdu.bench.certificates import Certificates
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.progress import Progress
 from fastpdu.bench.report import Row
 from fastpdu.bench.series import Series
 
-__all__ = ["Dcmtk", "Floor", "Runner", "measure"]
+__all__ = ["Dcmtk", "Floor", "Runner", "Store", "measure"]
 
 
 class Runner:
-    """Measures one row."""
+    """Measures one row.
+
+    Parameters
+    ----------
+    name : str
+        Of the row.
+    series : Series
+        What is sent.
+    runs : int
+        How often at most.
+    pdu : int
+        The maximum PDU length that both ends announce.
+    tls : Certificates, optional
+        Send it over TLS.
+    """
 
     label = ""
     note = ""
 
-    def __init__(self, name: str, series: Series, runs: int, pdu: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        series: Series,
+        runs: int,
+        pdu: int,
+        *,
+        tls: Certificates | None = None,
+    ) -> None:
         self.name = name
         self.series = series
         self.runs = runs
         self.pdu = pdu
+        self.tls = tls
 
     def verify(self) -> str:
         """Send everything once, untimed, and compare digests; return what was compared."""
@@ -45,27 +69,90 @@ class Runner:
 
 
 class Floor(Runner):
+    """The same bytes over a socket, or over TLS, without DICOM."""
+
     label = "raw-socket floor"
     note = "no DICOM; read, sendall, recv_into, a reply of 100 bytes"
 
     def verify(self) -> str:
-        received = floor.digests_received(self.series.instances)
+        received = floor.digests_received(self.series.instances, self._ends())
         for instance, digest in zip(self.series.instances, received, strict=True):
             if hashlib.sha256(Path(instance.path).read_bytes()).digest() != digest:
                 raise BenchError(f"{instance.path} arrived changed")
         return verify.summary(len(received), 0)
 
     def measure(self) -> float:
-        return floor.measure(self.series.instances)
+        return floor.measure(self.series.instances, self._ends())
+
+    def _ends(self) -> floor.TlsEnds | None:
+        return self.tls.ends() if self.tls else None
+
+
+class Store(Runner):
+    """Both ends in this process, over fastpdu or stock pynetdicom; `transport` says which, by default the name."""
+
+    def __init__(
+        self,
+        name: str,
+        series: Series,
+        runs: int,
+        pdu: int,
+        *,
+        tls: Certificates | None = None,
+        transport: str | None = None,
+    ) -> None:
+        super().__init__(name, series, runs, pdu, tls=tls)
+        self._transport = transport or name
+        self.label = "fastpdu" if self._transport == "fastpdu" else "pynetdicom, stock"
+        self._expected: list[verify.Sample] = []
+
+    def _run(self, handler: pair.Handler) -> float:
+        contexts = self.series.contexts
+        accepting, requesting = self.tls.ends() if self.tls else (None, None)
+        with (
+            pair.transport(self._transport),
+            pair.scp(handler, contexts, pdu=self.pdu, tls=accepting) as port,
+        ):
+            fast = self._transport == "fastpdu"
+            association = pair.associate(port, contexts, pdu=self.pdu, fast=fast, tls=requesting)
+            try:
+                elapsed = pair.send(association, self.series.instances)
+            except BaseException:
+                association.abort()
+                raise
+            association.release()
+            return elapsed
+
+    def verify(self) -> str:
+        handler = verify.Verifier(self.series.instances)
+        self._run(handler)
+        text = handler.finish()
+        self._expected = handler.samples
+        return text
+
+    def measure(self) -> float:
+        handler = verify.Touch()
+        elapsed = self._run(handler)
+        handler.check(self._expected)
+        return elapsed
 
 
 class Dcmtk(Runner):
-    """storescu and storescp, as they are or with TCP_NODELAY=1 on both sides (`dcmtk-nodelay`)."""
+    """DCMTK's storescu and storescp."""
 
     note = "two processes, their start included; the receiver writes files"
 
-    def __init__(self, name: str, series: Series, runs: int, pdu: int, tools: peers.Dcmtk) -> None:
-        super().__init__(name, series, runs, pdu)
+    def __init__(
+        self,
+        name: str,
+        series: Series,
+        runs: int,
+        pdu: int,
+        tools: peers.Dcmtk,
+        *,
+        tls: Certificates | None = None,
+    ) -> None:
+        super().__init__(name, series, runs, pdu, tls=tls)
         nodelay = name == "dcmtk-nodelay"
         version = tools.version.split()[0].removeprefix("v")
         self.label = f"DCMTK {version}, {'TCP_NODELAY on both' if nodelay else 'stock'}"
@@ -80,11 +167,21 @@ class Dcmtk(Runner):
             peers.linked(self.series.instances) as links,
         ):
             received = Path(scratch)
+            options = self.tls.dcmtk_options() if self.tls else ()
             with peers.storescp(
-                self._tools, received, environment=self._environment, pdu=self.pdu
+                self._tools,
+                received,
+                environment=self._environment,
+                pdu=self.pdu,
+                options=options,
             ) as port:
                 elapsed = peers.storescu(
-                    self._tools, port, links, environment=self._environment, pdu=self.pdu
+                    self._tools,
+                    port,
+                    links,
+                    environment=self._environment,
+                    pdu=self.pdu,
+                    options=options,
                 )
             yield elapsed, received
 
