@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""64 associations at once to one SCP process, against a single association.
+"""1 to 200 associations at once to one SCP process, against a single association.
 
 The same as `fastpdu bench associations`; the code is in `fastpdu.bench.associations`, the method in README.md.
 """

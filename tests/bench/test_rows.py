@@ -24,10 +24,12 @@ from fastpdu.bench import (
     memory,
     pair,
     peers,
+    receivers,
     retrieve,
     runners,
     tls,
     verify,
+    watch,
 )
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance, Series, make_series, read_series
@@ -283,21 +285,36 @@ def test_idle_associations_are_counted(name: str) -> None:
 
 
 def test_associations_deliver_what_each_was_given(series: Series) -> None:
-    shares = associations._shares(series, 3, 2)
-    with child.child(associations.receiver, "fastpdu", series.contexts, 10) as scp:
-        port = scp.receive()
-        scp.ask("digest")
-        assert associations.send_all("fastpdu", port, series.contexts, shares) > 0
-        got = scp.ask("report")
-        scp.send("stop")
-    wanted = [[associations.digest(i.data_set()) for i in share] for share in shares]
-    associations._check(got, wanted)
-    got[associations.title_of(1)].reverse()
-    with pytest.raises(BenchError, match="association 2 arrived changed"):
-        associations._check(got, wanted)
-    del got[associations.title_of(0)]
-    with pytest.raises(BenchError, match="0 of 2 images of association 1"):
-        associations._check(got, wanted)
+    shares = associations.shares_of(series, 3, 2)
+    with receivers.open_receiver("memory", "fastpdu", series.contexts, 10) as scp:
+        for exact in (True, False):
+            scp.begin(exact=exact)
+            with watch.watch(scp.pid) as figures:
+                sent = associations.send_all("fastpdu", scp.port, series.contexts, shares)
+            scp.check(shares)
+            assert sent.seconds > 0
+            assert len(sent.latencies) == 6
+            if sys.platform == "linux":
+                assert figures.cpu is not None
+                assert figures.cpu >= 0
+                assert figures.more_threads is not None
+                assert figures.more_threads >= 0
+                assert figures.memory_growth is not None
+        with pytest.raises(BenchError, match="association 2 arrived changed"):
+            scp.check([shares[0], shares[1][::-1], shares[2]])
+        with pytest.raises(BenchError, match="images arrived from nowhere"):
+            scp.check(shares[:2])
+        scp.begin(exact=False)
+        with pytest.raises(BenchError, match="0 of 2 images of association 1"):
+            scp.check(shares)
+
+
+def test_figures_of_another_process() -> None:
+    with watch.watch(2**22 + 1) as figures:  # there is none of this number
+        pass
+    assert figures == watch.Figures()
+    assert figures.memory_growth is None
+    assert figures.more_threads is None
 
 
 def test_memory_of_a_receiver(tmp_path: Path) -> None:

@@ -33,6 +33,11 @@ class Child:
         self._pipe = pipe
         self._process = process
 
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return int(self._process.pid)
+
     def send(self, value: object) -> None:
         """Give the child something."""
         self._pipe.send(value)
