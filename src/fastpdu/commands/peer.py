@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import getpass
 import json
 import socket
 import ssl
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fastpdu import tls
 from fastpdu.commands import CommandError
 
 if TYPE_CHECKING:
@@ -211,20 +213,22 @@ def from_arguments(args: argparse.Namespace) -> Peer:
 def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
     if args.key and not args.cert:
         raise CommandError("--key needs --cert", status=2)
-    name = args.cacert
     try:
-        context = ssl.create_default_context(cafile=args.cacert)
-        if args.cert:
-            name = args.cert
-            context.load_cert_chain(args.cert, args.key)
-    except (OSError, ssl.SSLError) as error:
+        return tls.client_context(
+            None if args.no_verify else args.cacert,
+            args.cert,
+            args.key,
+            password=_ask_password if args.cert and sys.stdin.isatty() else None,
+            verify=not args.no_verify,
+        )
+    except (OSError, ValueError) as error:
         raise CommandError(
-            f"{name} cannot be used: {error}", "give PEM files that can be read", status=2
+            f"TLS is not possible: {error}", "give PEM files that can be read", status=2
         ) from error
-    if args.no_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+
+
+def _ask_password() -> str:
+    return getpass.getpass("password of the key: ")
 
 
 def in_json(function: Callable[[], int], about: dict[str, Any], wanted: bool) -> int:
