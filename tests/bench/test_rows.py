@@ -309,6 +309,31 @@ def test_associations_deliver_what_each_was_given(series: Series) -> None:
             scp.check(shares)
 
 
+def test_associations_store_what_each_was_given(series: Series) -> None:
+    shares = associations.shares_of(series, 3, 3)
+    with receivers.open_receiver("files", "fastpdu", series.contexts, 10) as scp:
+        for exact in (True, False):
+            scp.begin(exact=exact)
+            associations.send_all("fastpdu", scp.port, series.contexts, shares)
+            scp.check(shares)
+        with pytest.raises(BenchError, match="association 2 has stored more"):
+            scp.check([shares[0], shares[1][:2], shares[2]])
+        with pytest.raises(BenchError, match="images arrived from nowhere"):
+            scp.check(shares[:2])
+        with pytest.raises(BenchError, match="of association 1 was not stored"):
+            scp.check([series.instances, *shares[1:]])
+        scp.begin(exact=True)
+        associations.send_all("fastpdu", scp.port, series.contexts, shares)
+        (damaged,) = Path(scp._directory, receivers.title_of(2)).glob(  # type: ignore[attr-defined]
+            f"{shares[2][0].sop_instance}.dcm"
+        )
+        content = bytearray(damaged.read_bytes())
+        content[-1] ^= 1
+        damaged.write_bytes(content)
+        with pytest.raises(BenchError, match="of association 3 was stored changed"):
+            scp.check(shares)
+
+
 def test_figures_of_another_process() -> None:
     with watch.watch(2**22 + 1) as figures:  # there is none of this number
         pass

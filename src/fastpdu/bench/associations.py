@@ -177,7 +177,7 @@ class _Point:
         self.count = count
         self.shares = shares
         self.images = sum(map(len, shares))
-        self.row = Row(f"{name}-{count}", f"{LABELS[name]}, {count} at once", "s", self.images)
+        self.row = Row(f"{name}-{count}", f"{LABELS[name]} x {count}", "s", self.images)
         self.latencies: list[float] = []
         self.sender_cpu = 0.0
         self.figures: list[Figures] = []
