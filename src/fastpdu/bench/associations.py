@@ -231,7 +231,7 @@ class _Point:
 
 def run(args: argparse.Namespace) -> Report:
     """Measure every row and return the result."""
-    report = Report("associations", "")
+    report = Report("associations" if args.to == "memory" else f"associations-{args.to}", "")
     counts = sorted({1, *args.associations})
     most = counts[-1] * args.each
     points: dict[str, list[_Point]] = {}
