@@ -2051,6 +2051,8 @@ cdef class SocketConnection(Connection):
                 with self.io_lock:
                     self.extra_events = 0
                     n = self.recv_into(view) if self.read is None else self.read(limit - self.inbox_end, view)
+                    if n > limit - self.inbox_end:
+                        raise ValueError(f"recv_into tells {n} bytes of a buffer of {limit - self.inbox_end}")
                     self.inbox_end += n
                     # After a full record there are mostly more: asking the kernel first would be a waste
                     if 0 < n < RECORD and self.inbox_end < limit and not self._may_have_more():
@@ -2071,7 +2073,7 @@ cdef class SocketConnection(Connection):
         cdef size_t at = 0
         cdef size_t part
         cdef int i
-        cdef int64_t status
+        cdef int64_t status, sent
         if not self.insists:
             for i in range(n):
                 size += v[i].iov_len
@@ -2094,7 +2096,10 @@ cdef class SocketConnection(Connection):
                 with self.io_lock:
                     self.extra_events = 0
                     self.insists = False
-                    return self.write(self.stage[:self.staged])
+                    sent = self.write(self.stage[:self.staged])
+                if not 0 <= sent <= <int64_t>self.staged:
+                    raise ValueError(f"send tells {sent} bytes of a buffer of {self.staged}")
+                return sent
             except BaseException as error:
                 status = self._status(error)
                 self.insists = status == -EAGAIN and isinstance(error, SSLError)

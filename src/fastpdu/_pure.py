@@ -1833,6 +1833,8 @@ class SocketConnection(Connection):
             raise _WouldBlock(writable=False)
         with self._io, _TlsErrors(writable=False):
             read.counts.extend(map(self._recv_into, (read.store,)))
+        if len(read) > len(read.store):
+            raise ValueError(f"recv_into tells {len(read)} bytes of a buffer of {len(read.store)}")
 
     def _write(self, buffers: Sequence[memoryview], counts: list[int]) -> None:
         if not (self._never_blocks or _poll([], [self._fileno()], 0)):
@@ -1841,6 +1843,8 @@ class SocketConnection(Connection):
             self._stage = memoryview(_joined(buffers, _STAGE_SIZE))
         with self._io, _TlsErrors(writable=True):
             counts.extend(map(self._send_to, (self._stage,)))
+        if not 0 <= counts[-1] <= len(self._stage):
+            raise ValueError(f"send tells {counts.pop()} bytes of a buffer of {len(self._stage)}")
         self._stage = None
 
     def _stuck(self) -> bool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 from typing import Any
 
 import pytest
 import trustme
 from helpers import data, kit
+from helpers.pem import SECRET, Pem
 from pynetdicom import evt
+
+from fastpdu.tls import PROFILES, client_context, server_context
 
 CTX = [(data.CT, data.EXPLICIT), (data.VERIFICATION, data.EXPLICIT)]
 
@@ -87,6 +91,66 @@ def test_tls(
     assert delta["fast_sent"] == 2 * len(paths) * world.fast_ends
     assoc.release()
     assert assoc.is_released
+
+
+@pytest.fixture(scope="session")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Pem:
+    return Pem(tmp_path_factory.mktemp("pem"))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_tls_contexts_of_ours(world: kit.World, files: data.Files, pem: Pem, profile: Any) -> None:
+    """What `fastpdu.tls` makes works on either transport; the key has a password."""
+    sink = Sink()
+    accepting = server_context(
+        pem.certificate, pem.locked, password=SECRET, client_ca=pem.ca, profile=profile
+    )
+    requesting = client_context(pem.ca, pem.client, pem.client_key, profile=profile)
+    server = world.serve(CTX, sink.handlers, ssl_context=accepting)
+    nobody = client_context(pem.ca, profile=profile)
+    assoc = world.connect(server, CTX, tls_args=(nobody, "localhost"), established=False)
+    assert assoc.is_aborted
+    paths = [files.made(number, size) for number, size in enumerate((10, 16_000, 700_000), 1)]
+    for _ in range(2):
+        assoc = world.connect(server, CTX, tls_args=(requesting, "localhost"))
+        for path in paths:
+            assert assoc.send_c_store(path).Status == 0
+        assoc.release()
+        assert assoc.is_released
+    assert sink.got == [kit.sha(data.payload(path)) for path in paths] * 2
+
+
+def test_tls_many_at_once(world: kit.World, files: data.Files, authority: Authority) -> None:
+    """Associations that send at the same time, each from a thread of its own."""
+    sink = Sink()
+    server = world.serve(
+        CTX,
+        sink.handlers,
+        ssl_context=authority.server(),
+        attributes={"maximum_associations": 10},
+    )
+    path = files.made(4, 600_000)
+    assocs = [
+        world.connect(server, CTX, tls_args=(authority.client(), "localhost")) for _ in range(6)
+    ]
+    checks = kit.Checks()
+
+    @checks
+    def send(assoc: Any) -> None:
+        for _ in range(4):
+            assert assoc.send_c_store(path).Status == 0
+            assert assoc.send_c_echo().Status == 0
+
+    threads = [
+        threading.Thread(target=send, args=(assoc,), name=f"user-{number}")
+        for number, assoc in enumerate(assocs)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(kit.DEADLINE * 2)
+    checks.verify(6)
+    assert sink.got == [kit.sha(data.payload(path))] * 24
 
 
 def test_tls_large(world: kit.World, files: data.Files, authority: Authority) -> None:

@@ -252,6 +252,27 @@ def test_a_record_that_needs_a_write(impl: Impl, made: list[Any]) -> None:
     assert conn.receive(PATIENCE).data == data
 
 
+class Liar(Records):
+    """Tells more than is true."""
+
+    def recv_into(self, buffer: Any) -> int:
+        return super().recv_into(buffer) + 2**20
+
+    def send(self, data: Any) -> int:
+        return super().send(data) + 1
+
+
+@socket_impls
+def test_an_object_that_lies_about_lengths(impl: Impl, made: list[Any]) -> None:
+    sock = Liar([b"".join(message(1, ECHO, None))])
+    conn = impl.open(sock)
+    made += [conn, sock]
+    with pytest.raises(ValueError, match="recv_into tells"):
+        conn.receive(PATIENCE)
+    with pytest.raises(ValueError, match="send tells"):
+        conn.send(1, ECHO, max_pdu=0)
+
+
 # The object of the ssl module -------------------------------------------------------------------------------------
 
 
