@@ -8,6 +8,7 @@ from __future__ import annotations
 #: Name of each benchmark; the module of this package has the same name.
 QUESTIONS = (
     "ct1000",
+    "disk",
     "small",
     "idle",
     "associations",
