@@ -388,11 +388,10 @@ class FileStore:
         """Rename a temporary file, into a directory that may not be there, or be on another disk."""
         try:
             return self._place(incoming, path)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            if error.errno not in (errno.ENOENT, errno.EXDEV):
                 raise
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             return self._place(incoming, path)
         except OSError as error:

@@ -75,6 +75,8 @@ class _Files(Runner):
 
     @contextlib.contextmanager
     def _run(self) -> Iterator[tuple[float, Path]]:
+        # The disk is done with what the row before has left
+        getattr(os, "sync", int)()
         with tempfile.TemporaryDirectory(prefix="fastpdu-files-", dir=self._directory) as scratch:
             target = Path(scratch, "received")
             yield self._move(target), target
