@@ -122,6 +122,11 @@ class Incoming:
         self.length = 0
         self.error: OSError | None = None
 
+    @property
+    def path(self) -> Path | str:
+        """The temporary file, for `Event.dataset_path`. FileStore itself does not look at it."""
+        return self.name if type(self.store) is FileStore else Path(self.name)
+
     def complete(self, length: int, error: int) -> None:
         """The data set has come to its end.
 
