@@ -247,6 +247,8 @@ cdef class Message:
         Bytes of the data set.
     error : int
         The errno of the sink, if it could not be written and the rest was drained; else 0.
+    sink : object
+        What the caller says that the data set went to; None at first.
     """
 
     cdef readonly int context_id
@@ -254,6 +256,7 @@ cdef class Message:
     cdef readonly bytes data
     cdef readonly uint64_t length
     cdef readonly int error
+    cdef public object sink
 
     def __repr__(self):
         return (

@@ -39,6 +39,7 @@ class CommandError(ValueError): ...
 
 @final
 class Message:
+    sink: Any
     @property
     def context_id(self) -> int: ...
     @property

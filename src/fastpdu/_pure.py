@@ -352,9 +352,11 @@ class Message:
         Bytes of the data set.
     error : int
         The errno of the sink, if it could not be written and the rest was drained; else 0.
+    sink : object
+        What the caller says that the data set went to; None at first.
     """
 
-    __slots__ = ("command", "context_id", "data", "error", "length")
+    __slots__ = ("command", "context_id", "data", "error", "length", "sink")
 
     def __init__(
         self, context_id: int, command: bytes, data: bytes | None, length: int, error: int = 0
@@ -364,6 +366,7 @@ class Message:
         self.data = data
         self.length = length
         self.error = error
+        self.sink: object = None
 
     def __repr__(self) -> str:
         return (

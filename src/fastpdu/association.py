@@ -462,11 +462,11 @@ class AssociationMixin(stock.Association):
     def _c_store_scp(self, req: C_STORE) -> None:
         """Serve a C-STORE sub-operation of our C-GET request; see pynetdicom."""
         with self._serving:
-            if isinstance(self.dimse, DIMSEServiceProvider) and association_qr.serve_sub_operation(
-                self, req
+            if not (
+                isinstance(self.dimse, DIMSEServiceProvider)
+                and association_qr.serve_sub_operation(self, req)
             ):
-                return
-            super()._c_store_scp(req)
+                super()._c_store_scp(req)
         answered(req)
 
     # All -------------------------------------------------------------------------------------------------------

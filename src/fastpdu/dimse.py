@@ -58,7 +58,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
 
     def __init__(self, assoc: Association) -> None:
         self._cancel_req: dict[int, C_CANCEL] = {}
-        # While a data set goes to a file: the file (pynetdicom's temporary file, a FileStore's), and its path
+        # While a data set goes to a file: the file, pynetdicom's temporary file or a FileStore's
         self.sink: Any = None
         self._waiters = 0
         # Messages on the stock road: "stock_sent", "stock_received"
@@ -205,21 +205,17 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         message : engine.Message
             The message.
         """
-        # With the read token in hand, or nobody else reading: the next message may need a file, too
-        sink, self.sink = self.sink, None
-        item = self.accept(message, sink)
+        item = self.accept(message)
         if item is not None:
             self.msg_queue.put(item)
 
-    def accept(self, message: engine.Message, sink: Any = None) -> _QueueItem | None:
+    def accept(self, message: engine.Message) -> _QueueItem | None:
         """Return what `get_msg` has to return for a whole message from the engine.
 
         Parameters
         ----------
         message : engine.Message
             The message.
-        sink : tuple of (file, Path), optional
-            The temporary file that its data set went to.
 
         Returns
         -------
@@ -227,10 +223,11 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             The presentation context ID and the primitive; None if the message is not for who asks for one, and has
             been dealt with.
         """
+        sink = message.sink
         if sink is not None:
-            if isinstance(sink[0], Incoming):
-                sink[0].complete(message.length, message.error)
-            sink[0].flush()
+            if isinstance(sink, Incoming):
+                sink.complete(message.length, message.error)
+            sink.flush()
         try:
             primitive = self._to_primitive(message, sink)
         except Exception as error:
@@ -253,19 +250,20 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         return None
 
     def _to_primitive(self, message: engine.Message, sink: Any) -> Any:
-        if (sink is None or isinstance(sink[0], Incoming)) and not self._is_watched(
+        if (sink is None or isinstance(sink, Incoming)) and not self._is_watched(
             evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler
         ):
             primitive = messages.to_primitive(message)
             if primitive is not None:
                 if sink is not None:
-                    primitive._dataset_file, primitive._dataset_path = sink
+                    primitive._dataset_file = sink
+                    primitive._dataset_path = sink.path
                 return primitive
         received = messages.to_received_stock_message(
             message.context_id, message.command, message.data
         )
         if sink is not None:
-            received._data_set_file, received._data_set_path = sink
+            received._data_set_file, received._data_set_path = sink, Path(sink.name)
         evt.trigger(self.assoc, evt.EVT_DIMSE_RECV, {"message": received})
         primitive = received.message_to_primitive()
         # Like pynetdicom: the command set stays with whoever kept the message, the data set does not
@@ -323,7 +321,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             connection.set_sink(self._open_chunked(sop_class, sop_instance, transfer_syntax))
             return
         incoming = store.begin(self.assoc, sop_class, sop_instance, transfer_syntax)
-        self.sink = (incoming, Path(incoming.name))
+        self.sink = incoming
         connection.set_sink(incoming.fd, incoming.head, drain=True)
 
     def _open_chunked(self, sop_class: str, sop_instance: str, transfer_syntax: str) -> int:
@@ -334,7 +332,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             transfer_syntax=UID(transfer_syntax),
         )
         file: Any = NamedTemporaryFile(delete=False, mode="wb", suffix=".dcm")  # noqa: SIM115
-        self.sink = (file, Path(file.name))
+        self.sink = file
         file.write(b"\x00" * 128)
         file.write(b"DICM")
         write_file_meta_info(file, meta)
@@ -437,16 +435,15 @@ def get_answer(dimse: Any, field: int) -> Any:
     return dimse.get_msg(block=True)[1]
 
 
-def _remove(sink: Any) -> None:
+def _remove(file: Any) -> None:
     """Close and delete a temporary file."""
-    if sink is None:
+    if file is None:
         return
-    file, path = sink
     if isinstance(file, Incoming):
         file.close()
         return
     try:
         file.close()
-        os.unlink(path)
+        os.unlink(file.name)
     except OSError as error:
         LOGGER.debug("A temporary file could not be removed: %s", error)

@@ -200,9 +200,7 @@ class DirectMode:
             if dul.is_direct and dul.may_stay_direct() and not dimse.msg_queue.queue:
                 message = dul.take_message(cast(engine.Connection, dul.connection), 0, True)
                 if not isinstance(message, int):
-                    if dimse.sink is None:
-                        return message
-                    dul.deliver(message)
+                    return message
         except (engine.ProtocolError, OSError) as error:
             self._reading_failed(error)
         finally:
@@ -319,11 +317,8 @@ class DirectMode:
                     return None
             outcome = dul.take_message(connection, 0 if timeout == 0 else None, awaited)
             if not isinstance(outcome, int):
-                if getattr(dul.assoc.dimse, "sink", None) is None:
-                    return outcome
-                # While the token is in hand: the next message may need a file, too
-                dul.deliver(outcome)
-            elif outcome == engine.OTHER:
+                return outcome
+            if outcome == engine.OTHER:
                 dul.leave_direct()
         except (engine.ProtocolError, OSError) as error:
             self._reading_failed(error)

@@ -332,6 +332,8 @@ class DULServiceProvider(stock.DULServiceProvider):
         while (message := connection.receive(timeout, awaited=awaited)) == engine.PARTIAL:
             dimse.open_sink(connection)
         if not isinstance(message, int):
+            # While the read token is in hand: the next message may need a file, too
+            message.sink, dimse.sink = dimse.sink, None
             self._idle_timer.restart()
         return message
 

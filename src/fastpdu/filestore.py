@@ -122,6 +122,11 @@ class Incoming:
         self.length = 0
         self.error: OSError | None = None
 
+    @property
+    def path(self) -> Path | str:
+        """The temporary file, for `Event.dataset_path`. FileStore itself does not look at it."""
+        return self.name if type(self.store) is FileStore else Path(self.name)
+
     def complete(self, length: int, error: int) -> None:
         """The data set has come to its end.
 
@@ -156,10 +161,11 @@ class Incoming:
 
     def close(self) -> None:
         """Remove the temporary file, if it has not got its final name."""
-        with suppress(OSError):
-            self.close_file()
-        name, self.name = self.name, ""
-        if name:
+        if self.fd >= 0:
+            with suppress(OSError):
+                self.close_file()
+        if self.name:
+            name, self.name = self.name, ""
             try:
                 os.unlink(name)
             except OSError as error:
@@ -226,6 +232,8 @@ class FileStore:
         if not isinstance(path, str):
             raise TypeError(f"directory must be a str or a path of one, not {type(path).__name__}")
         self._root = os.path.abspath(path)
+        # With the separator at its end, which the root directory has already
+        self._prefix = os.path.join(self._root, "")
         os.makedirs(self._root, exist_ok=True)
         self._existing = existing
         self._durability = durability
@@ -287,7 +295,8 @@ class FileStore:
 
     def _open_temporary(self, directory: str) -> tuple[int, str]:
         while True:
-            name = f"{directory}{os.sep}{_PREFIX}{self._token}-{next(self._counter)}{_SUFFIX}"
+            name = f"{_PREFIX}{self._token}-{next(self._counter)}{_SUFFIX}"
+            name = os.path.join(directory, name)
             try:
                 return os.open(name, _WRITABLE, 0o666), name
             except FileExistsError:
@@ -376,9 +385,10 @@ class FileStore:
         if self._durability != "none":
             os.fsync(incoming.fd)
         incoming.close_file()
-        path = self._place_somewhere(
-            incoming, os.path.join(self._root, *self._layout.path(values).split("/"))
-        )
+        name = self._layout.path(values)
+        if os.sep != "/":
+            name = name.replace("/", os.sep)
+        path = self._place_somewhere(incoming, self._prefix + name)
         is_kept = bool(incoming.name)
         if self._durability == "directory":
             self._sync(os.path.dirname(path))
@@ -388,11 +398,10 @@ class FileStore:
         """Rename a temporary file, into a directory that may not be there, or be on another disk."""
         try:
             return self._place(incoming, path)
-        except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            if error.errno not in (errno.ENOENT, errno.EXDEV):
                 raise
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         try:
             return self._place(incoming, path)
         except OSError as error:

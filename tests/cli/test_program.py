@@ -181,6 +181,27 @@ def test_check_fails_when_a_goal_is_missed(
     assert "MISSED" in capsys.readouterr().out
 
 
+def test_disk_from_end_to_end(tmp_path: Path) -> None:
+    done = program(
+        *(
+            "bench",
+            "disk",
+            "--count",
+            "3",
+            "--runs",
+            "1",
+            "--rows",
+            "fastpdu,fastpdu-handler,stock",
+        ),
+        *("--directory", str(tmp_path), "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["name"] for row in result["rows"]] == ["fastpdu", "fastpdu-handler", "stock"]
+    assert all(row["verified"] == "SHA-256 of 3" for row in result["rows"][:2])
+    assert not list(tmp_path.iterdir())
+
+
 def test_small_from_end_to_end() -> None:
     done = program("bench", "small", "--echoes", "5", "--count", "5", "--runs", "1", "--json")
     assert done.returncode == 0, done.stderr
