@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from io import BytesIO
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom import dcmread
@@ -48,6 +49,8 @@ class ServiceClassMixin(stock.ServiceClass):
     _matches: _Matches | None = None
     # Whether the files of a C-GET have to be decoded
     _removes_bulk_data = False
+    # What the handler has returned
+    _results: Any = None
 
     def _c_find_scp(self, req: C_FIND, context: PresentationContext) -> None:
         """Serve a C-FIND request; see pynetdicom."""
@@ -64,10 +67,16 @@ class ServiceClassMixin(stock.ServiceClass):
 
     def _wrap_handler(self, handler: Iterator[Any]) -> Iterator[Any]:
         """Wrap a generator handler to catch exceptions; see pynetdicom."""
+        self._results = handler
         results = cast("Iterator[Any]", super()._wrap_handler(handler))
         if self._matches is not None:
             return self._matches.send(results)
         return self._with_files(results)
+
+    def close_handler(self) -> None:
+        """End a generator handler whose results nobody wants any more, at once and not when it is collected."""
+        if isinstance(self._results, GeneratorType):
+            self._results.close()
 
     def _with_files(self, results: Iterator[Any]) -> Iterator[Any]:
         """Put what pynetdicom takes for a data set in the place of each path."""
@@ -197,7 +206,13 @@ def serve(assoc: Association, request: Any, context_id: int) -> bool:
     service = uid_to_service_class(sop_class)
     if not issubclass(service, _SERVICES):
         return False
-    operate(assoc, fast_class(service)(assoc).SCP, request, context)
+    scp: Any = fast_class(service)(assoc)
+    operate(assoc, scp.SCP, request, context)
+    try:
+        scp.close_handler()
+    except Exception as error:
+        # The operation is over: there is nobody to tell
+        LOGGER.exception(error)
     return True
 
 

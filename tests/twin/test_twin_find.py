@@ -119,7 +119,8 @@ def test_find(world: kit.World, finder: Callable[[evt.Event], Any], syntax: str)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             for status, identifier in assoc.send_c_find(query, data.STUDY_FIND, msg_id=5):
-                seen = len(caught)
+                # (what the garbage of other tests says while it is collected does not belong here)
+                seen = sum(not issubclass(w.category, ResourceWarning) for w in caught)
                 key: Any = None
                 if identifier is not None:
                     try:
