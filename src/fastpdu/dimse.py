@@ -227,7 +227,8 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         if sink is not None:
             if isinstance(sink, Incoming):
                 sink.complete(message.length, message.error)
-            sink.flush()
+            else:
+                sink.flush()
         try:
             primitive = self._to_primitive(message, sink)
         except Exception as error:

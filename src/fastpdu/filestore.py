@@ -150,9 +150,6 @@ class Incoming:
             except OSError as error:
                 self.error = error
 
-    def flush(self) -> None:
-        """Nothing is held back."""
-
     def close_file(self) -> None:
         """Close the temporary file; the error of a file system that writes late shows here."""
         fd, self.fd = self.fd, -1
