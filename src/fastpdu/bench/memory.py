@@ -7,14 +7,13 @@ what it needs; more than a little above that would be memory that grows with the
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fastpdu.bench import child, pair, verify
+from fastpdu.bench import child, pair, verify, watch
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.options import positive, row_names
 from fastpdu.bench.progress import progress
@@ -87,20 +86,13 @@ def _highest() -> int:
 
 def reset_peak() -> None:
     """Make the peak of this process its present level, where the system can (Linux)."""
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")
+    watch.forget_peak(os.getpid())
 
 
 def peak() -> int:
     """Return the highest resident memory of this process since `reset_peak`."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return _highest()
+    found = watch.peak_memory(os.getpid())
+    return _highest() if found is None else found
 
 
 def receiver(

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Figures", "watch"]
+__all__ = ["Figures", "forget_peak", "peak_memory", "watch"]
 
 #: Seconds between two looks at the number of threads.
 PERIOD = 0.05
@@ -61,8 +61,20 @@ def _status(pid: int, name: str) -> int | None:
     return None
 
 
-def _kib(value: int | None) -> int | None:
+def _memory(pid: int, name: str) -> int | None:
+    value = _status(pid, name)
     return None if value is None else value * 1024
+
+
+def forget_peak(pid: int) -> None:
+    """Make the peak of a process its present level, where the system can (Linux)."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/clear_refs", "w") as file:
+        file.write("5")
+
+
+def peak_memory(pid: int) -> int | None:
+    """Return the bytes that were resident at most since `forget_peak`, where the system tells it (Linux)."""
+    return _memory(pid, "VmHWM")
 
 
 def _cpu(pid: int) -> float | None:
@@ -89,11 +101,9 @@ def watch(pid: int) -> Iterator[Figures]:
     Figures
         Complete when the block ends.
     """
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/clear_refs", "w") as file:
-        # From now on the kernel remembers the peak
-        file.write("5")
+    forget_peak(pid)
     threads = _status(pid, "Threads")
-    figures = Figures(None, _kib(_status(pid, "VmRSS")), None, threads, threads)
+    figures = Figures(None, _memory(pid, "VmRSS"), None, threads, threads)
     began = _cpu(pid)
     ended = threading.Event()
 
@@ -110,7 +120,7 @@ def watch(pid: int) -> Iterator[Figures]:
     finally:
         ended.set()
         thread.join()
-        figures.peak_memory = _kib(_status(pid, "VmHWM"))
+        figures.peak_memory = peak_memory(pid)
         used = _cpu(pid)
         if used is not None and began is not None:
             figures.cpu = used - began
