@@ -17,13 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import fastpdu
-from fastpdu.bench import pair, peers, verify
+from fastpdu.bench import pair, peers
+from fastpdu.bench.comparison import Comparison, dcmtk_row, require_dcmtk, tabulate
 from fastpdu.bench.errors import BenchError
-from fastpdu.bench.options import positive, row_names
-from fastpdu.bench.progress import progress
 from fastpdu.bench.report import Goal, Report, Row
-from fastpdu.bench.runners import Dcmtk, Runner, measure
-from fastpdu.bench.series import Series, ct_series, first
+from fastpdu.bench.runners import FileRunner, Runner, send
+from fastpdu.bench.series import Series
 
 SUMMARY = "1000 CT from files to files over one association in one process, beside cp -r"
 DESCRIPTION = """\
@@ -41,33 +40,30 @@ examples:
   fastpdu bench disk --durability directory         FileStore's fsyncs, and sync -f after cp
 """
 
-ROWS = ("cp", "fastpdu", "fastpdu-handler", "stock", "dcmtk", "dcmtk-nodelay")
 _LABELS = {
     "fastpdu": "fastpdu, FileStore",
     "fastpdu-handler": "fastpdu, handler that writes the file",
     "stock": "pynetdicom, stock, handler that writes the file",
 }
-#: What a slow row is given unless --full is: images and runs.
-REDUCED = {"stock": (100, 5), "dcmtk": (50, 1), "dcmtk-nodelay": (1000, 3)}
-_EXPECTED = {
-    "cp": 0.0003,
-    "fastpdu": 0.0005,
-    "fastpdu-handler": 0.0007,
-    "stock": 0.013,
-    "dcmtk": 0.05,
-    "dcmtk-nodelay": 0.0015,
-}
-_VERIFYING = 0.002
-_MAKING = 0.003
+_COMPARISON = Comparison(
+    expected={
+        "cp": 0.0003,
+        "fastpdu": 0.0005,
+        "fastpdu-handler": 0.0007,
+        "stock": 0.013,
+        "dcmtk": 0.05,
+        "dcmtk-nodelay": 0.0015,
+    },
+    reduced={"stock": (100, 5), "dcmtk": (50, 1), "dcmtk-nodelay": (1000, 3)},
+)
 
 
-class _Files(Runner):
+class _Files(FileRunner):
     """A row that leaves one file for each image in a new directory."""
 
     def __init__(self, name: str, series: Series, runs: int, pdu: int, directory: Path) -> None:
         super().__init__(name, series, runs, pdu)
         self._directory = directory
-        self._expected: dict[str, verify.Sample] = {}
 
     def _move(self, target: Path) -> float:
         """Bring the images into a directory; return the seconds."""
@@ -82,18 +78,6 @@ class _Files(Runner):
         # Not removed before the end: ext4 looks twice at each inode that was removed in the last minute
         for path in target.iterdir():
             os.truncate(path, 0)
-
-    def verify(self) -> str:
-        with self._run() as (_, target):
-            text = peers.verify_received(target, self.series.instances)
-            self._expected = peers.contents(target)
-        return text
-
-    def measure(self) -> float:
-        with self._run() as (elapsed, target):
-            if peers.contents(target) != self._expected:
-                raise BenchError(f"{self.label}: not everything arrived unchanged")
-        return elapsed
 
 
 class _Copy(_Files):
@@ -132,20 +116,7 @@ class _Store(_Files):
         handler: Any = _writer(target)
         if self.name == "fastpdu":
             handler = fastpdu.FileStore(target, durability=self._durability)
-        contexts = self.series.contexts
-        with (
-            pair.transport(self._transport),
-            pair.scp(handler, contexts, pdu=self.pdu) as port,
-        ):
-            fast = self._transport == "fastpdu"
-            association = pair.associate(port, contexts, pdu=self.pdu, fast=fast)
-            try:
-                elapsed = pair.send(association, self.series.instances)
-            except BaseException:
-                association.abort()
-                raise
-            association.release()
-            return elapsed
+        return send(self._transport, handler, self.series, self.pdu)
 
 
 def _writer(target: Path) -> pair.Handler:
@@ -162,15 +133,7 @@ def _writer(target: Path) -> pair.Handler:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    parser.add_argument(
-        "--files", type=Path, metavar="DIR", help="send these files instead of a made series"
-    )
-    parser.add_argument(
-        "--count",
-        type=positive,
-        metavar="N",
-        help="images (default: 1000; with --files: all there are)",
-    )
+    _COMPARISON.add_arguments(parser)
     parser.add_argument(
         "--directory",
         type=Path,
@@ -183,114 +146,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="what FileStore forces onto the disk for each image (default: %(default)s)",
     )
-    parser.add_argument(
-        "--rows",
-        type=row_names(ROWS),
-        metavar="NAMES",
-        help=f"what to measure, separated by commas (default: {','.join(ROWS)})",
-    )
-    parser.add_argument(
-        "--pdu",
-        type=int,
-        default=pair.DEFAULT_PDU,
-        metavar="BYTES",
-        help="maximum PDU length that both sides announce; 0: unlimited (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="measure slow rows with all images and runs, too (several minutes)",
-    )
 
 
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse what makes no sense before anything is measured."""
-    if args.pdu < 0 or 0 < args.pdu < 7:
-        raise BenchError(
-            f"--pdu {args.pdu}: a PDU has at least 7 bytes", "give 0 (unlimited), or 7 or more"
-        )
+    _COMPARISON.check_arguments(args)
     if args.directory is not None and not args.directory.is_dir():
         raise BenchError(f"--directory {args.directory}: there is no such directory")
     if shutil.which("cp") is None and "cp" in (args.rows or ()):
         raise BenchError("row cp needs the program cp, which is not installed", "leave the row out")
-    if peers.find_dcmtk() is None:
-        for name in args.rows or ():
-            if name.startswith("dcmtk"):
-                raise BenchError(
-                    f"row {name} needs DCMTK's storescu and storescp, which are not installed",
-                    "install DCMTK (Debian, Ubuntu: apt install dcmtk), or leave the row out",
-                )
+    require_dcmtk(args)
 
 
 def _runners(
     args: argparse.Namespace, series: Series, directory: Path, notes: list[str]
 ) -> list[Runner]:
     runners: list[Runner] = []
-    tools = peers.find_dcmtk()
-    for name in args.rows or ROWS:
-        part, runs = series, args.runs
-        if not args.full and name in REDUCED:
-            images, most = REDUCED[name]
-            part, runs = first(series, images), min(runs, most)
+    for name in _COMPARISON.names(args):
+        part, runs = _COMPARISON.part(args, series, name)
         if name == "cp":
             if shutil.which("cp") is None:
                 notes.append("cp: skipped, there is no such program")
             else:
                 runners.append(_Copy(name, part, runs, directory, args.durability))
-        elif not name.startswith("dcmtk"):
-            runners.append(_Store(name, part, runs, args.pdu, directory, args.durability))
-        elif tools is None:
-            notes.append(f"{name}: skipped, DCMTK is not installed (apt install dcmtk)")
-        elif not {syntax for _, syntax in series.contexts} <= peers.TRANSFER_SYNTAXES:
-            notes.append(f"{name}: skipped, storescu does not propose compressed images by itself")
+        elif name.startswith("dcmtk"):
+            runners += dcmtk_row(name, part, runs, args.pdu, notes)
         else:
-            runners.append(Dcmtk(name, part, runs, args.pdu, tools))
+            runners.append(_Store(name, part, runs, args.pdu, directory, args.durability))
     return runners
-
-
-def _estimate(args: argparse.Namespace) -> float:
-    count = args.count or 1000
-    total = count * _MAKING
-    for name in args.rows or ROWS:
-        images, runs = count, args.runs
-        if not args.full and name in REDUCED:
-            images, runs = min(count, REDUCED[name][0]), min(runs, REDUCED[name][1])
-        total += images * (_EXPECTED[name] * (runs + 1) + _VERIFYING)
-    return total
 
 
 def run(args: argparse.Namespace) -> Report:
     """Make the series, verify and measure every row, and return the result."""
     report = Report("disk", "")
-    with (
-        progress(_estimate(args), quiet=args.quiet) as bar,
-        contextlib.ExitStack() as stack,
-    ):
-        bar.phase("reading the series" if args.files else "making the series")
-        directory = Path(
-            stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="fastpdu-disk-", dir=args.directory)
-            )
-        )
-        keep = None if args.files else directory / "series"
-        series = stack.enter_context(
-            ct_series(args.files, args.count, keep=keep, on_image=lambda: bar.advance(_MAKING))
-        )
-        runners = _runners(args, series, directory, report.notes)
-        rows = measure(
-            runners,
-            args.runs,
-            bar,
-            verifying=lambda runner: len(runner.series) * (_EXPECTED[runner.name] + _VERIFYING),
-            running=lambda runner: len(runner.series) * _EXPECTED[runner.name],
+    with tempfile.TemporaryDirectory(prefix="fastpdu-disk-", dir=args.directory) as scratch:
+        directory = Path(scratch)
+        series, rows = _COMPARISON.run(
+            args,
+            lambda series: _runners(args, series, directory, report.notes),
+            keep=None if args.files else directory / "series",
         )
     _fill(report, args, series, rows)
     return report
-
-
-def _per_1000(row: Row) -> float:
-    assert row.median is not None
-    return row.median * 1000 / row.items
 
 
 def _fill(report: Report, args: argparse.Namespace, series: Series, rows: list[Row]) -> None:
@@ -300,46 +197,22 @@ def _fill(report: Report, args: argparse.Namespace, series: Series, rows: list[R
         f"{len(series)} images ({kind}, {size / 1000:.0f} KB each) from files to files, one association, "
         f"maximum PDU {args.pdu or 'unlimited'}, durability {args.durability}: seconds per 1000 images"
     )
-    report.rows = rows
-    report.parameters = {
-        "images": len(series),
-        "bytes": series.bytes,
-        "made": series.made,
-        "runs": args.runs,
-        "pdu": args.pdu,
-        "durability": args.durability,
-        "full": args.full,
-    }
-    medians = {row.name: _per_1000(row) for row in rows}
-    base, stock, ours = medians.get("cp"), medians.get("stock"), medians.get("fastpdu")
-    report.columns = ["", "s / 1000", "fastest", "MB/s", "x cp -r", "stock / this", "runs", ""]
-    for row in rows:
-        median = medians[row.name]
-        scaled = ""
-        if row.items < len(series):
-            scaled = f"scaled from {row.items} images"
-            row.details["scaled_from"] = row.items
-        row.details["seconds_per_1000"] = median
-        report.table.append(
-            [
-                row.label,
-                f"{median:.3f}",
-                f"{min(row.samples) * 1000 / row.items:.3f}",
-                f"{size / 1000 / median:.0f}",
-                f"{median / base:.2f}" if base else "",
-                f"{stock / median:.1f}" if stock else "",
-                str(len(row.samples)),
-                scaled,
-            ]
-        )
-        ratio = f"  ({median / base:.3g} x cp -r)" if base and row.name != "cp" else ""
-        report.bars.append((row.label, median, f"{median:.3g} s{ratio}"))
-    report.axis = "seconds per 1000 images, median, logarithmic: less is better"
-    report.log = True
     report.headline = (
         f"{len(series)} images of {size / 1000:.0f} KB from files to files over one association, "
         "sender and receiver on one machine"
     )
+    medians = tabulate(
+        report,
+        args,
+        series,
+        rows,
+        base="cp",
+        column="x cp -r",
+        verb="moved",
+        touched="every page of every file",
+    )
+    report.parameters["durability"] = args.durability
+    base, stock, ours = (medians.get(name) for name in ("cp", "stock", "fastpdu"))
     report.goals = [
         Goal("fastpdu / cp -r", ours / base if ours and base else None, 2.0, unit=" x"),
         Goal(
@@ -350,10 +223,3 @@ def _fill(report: Report, args: argparse.Namespace, series: Series, rows: list[R
             unit=" x",
         ),
     ]
-    report.notes[:0] = [
-        "All bytes arrived intact: every row moved its images once, untimed, and compared SHA-256 "
-        "digests;\nthe timed runs compared the length and one byte of every page of every file.",
-        *dict.fromkeys(f"{row.label.partition(',')[0]}: {row.note}." for row in rows if row.note),
-    ]
-    if series.skipped:
-        report.notes.append(f"{series.skipped} files in {series.directory} are not DICOM: skipped")

@@ -173,6 +173,11 @@ class Row:
         """The median of the samples."""
         return statistics.median(self.samples) if self.samples else None
 
+    @property
+    def per_1000(self) -> float:
+        """The median of a row that has samples, for 1000 items."""
+        return statistics.median(self.samples) * 1000 / self.items
+
     def as_json(self) -> dict[str, Any]:
         """Return the row for the JSON file."""
         return {

@@ -7,8 +7,9 @@ import gc
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from fastpdu.bench import floor, pair, peers, verify
 from fastpdu.bench.certificates import Certificates
@@ -17,7 +18,7 @@ from fastpdu.bench.progress import Progress
 from fastpdu.bench.report import Row
 from fastpdu.bench.series import Series
 
-__all__ = ["Dcmtk", "Floor", "Runner", "Store", "measure"]
+__all__ = ["Dcmtk", "FileRunner", "Floor", "HandlerRunner", "Runner", "Store", "measure", "send"]
 
 
 class Runner:
@@ -63,6 +64,9 @@ class Runner:
         """Return the seconds of one run."""
         raise NotImplementedError
 
+    def _ends(self) -> floor.TlsEnds | None:
+        return self.tls.ends() if self.tls else None
+
     def row(self) -> Row:
         """Return the row, without samples."""
         return Row(self.name, self.label, "s", len(self.series), note=self.note)
@@ -84,44 +88,15 @@ class Floor(Runner):
     def measure(self) -> float:
         return floor.measure(self.series.instances, self._ends())
 
-    def _ends(self) -> floor.TlsEnds | None:
-        return self.tls.ends() if self.tls else None
 
+class HandlerRunner(Runner):
+    """A row whose receiver is an EVT_C_STORE handler of this process."""
 
-class Store(Runner):
-    """Both ends in this process, over fastpdu or stock pynetdicom; `transport` says which, by default the name."""
-
-    def __init__(
-        self,
-        name: str,
-        series: Series,
-        runs: int,
-        pdu: int,
-        *,
-        tls: Certificates | None = None,
-        transport: str | None = None,
-    ) -> None:
-        super().__init__(name, series, runs, pdu, tls=tls)
-        self._transport = transport or name
-        self.label = "fastpdu" if self._transport == "fastpdu" else "pynetdicom, stock"
-        self._expected: list[verify.Sample] = []
+    _expected: Sequence[verify.Sample] = ()
 
     def _run(self, handler: pair.Handler) -> float:
-        contexts = self.series.contexts
-        accepting, requesting = self.tls.ends() if self.tls else (None, None)
-        with (
-            pair.transport(self._transport),
-            pair.scp(handler, contexts, pdu=self.pdu, tls=accepting) as port,
-        ):
-            fast = self._transport == "fastpdu"
-            association = pair.associate(port, contexts, pdu=self.pdu, fast=fast, tls=requesting)
-            try:
-                elapsed = pair.send(association, self.series.instances)
-            except BaseException:
-                association.abort()
-                raise
-            association.release()
-            return elapsed
+        """Move everything to the handler once; return the seconds."""
+        raise NotImplementedError
 
     def verify(self) -> str:
         handler = verify.Verifier(self.series.instances)
@@ -137,7 +112,89 @@ class Store(Runner):
         return elapsed
 
 
-class Dcmtk(Runner):
+class FileRunner(Runner):
+    """A row that leaves one file for each image in a directory."""
+
+    _expected: Mapping[str, verify.Sample] = MappingProxyType({})
+
+    def _run(self) -> contextlib.AbstractContextManager[tuple[float, Path]]:
+        """Move everything once; give the seconds and, for the duration of a ``with`` block, the directory."""
+        raise NotImplementedError
+
+    def verify(self) -> str:
+        with self._run() as (_, received):
+            text = peers.verify_received(received, self.series.instances)
+            self._expected = peers.contents(received)
+        return text
+
+    def measure(self) -> float:
+        with self._run() as (elapsed, received):
+            if peers.contents(received) != self._expected:
+                raise BenchError(f"{self.label}: not everything arrived unchanged")
+        return elapsed
+
+
+def send(
+    transport: str,
+    handler: pair.Handler,
+    series: Series,
+    pdu: int,
+    tls: floor.TlsEnds | None = None,
+) -> float:
+    """Send a series over one association to a handler, both ends in this process; return the seconds.
+
+    Parameters
+    ----------
+    transport : str
+        That of both ends.
+    handler : callable
+        The EVT_C_STORE handler.
+    series : Series
+        What is sent.
+    pdu : int
+        The maximum PDU length that both ends announce.
+    tls : (server's context, client's context), optional
+        Send it over TLS.
+    """
+    accepting, requesting = tls or (None, None)
+    with (
+        pair.transport(transport),
+        pair.scp(handler, series.contexts, pdu=pdu, tls=accepting) as port,
+    ):
+        association = pair.associate(
+            port, series.contexts, pdu=pdu, fast=transport == "fastpdu", tls=requesting
+        )
+        try:
+            elapsed = pair.send(association, series.instances)
+        except BaseException:
+            association.abort()
+            raise
+        association.release()
+        return elapsed
+
+
+class Store(HandlerRunner):
+    """Both ends in this process, over fastpdu or stock pynetdicom; `transport` says which, by default the name."""
+
+    def __init__(
+        self,
+        name: str,
+        series: Series,
+        runs: int,
+        pdu: int,
+        *,
+        tls: Certificates | None = None,
+        transport: str | None = None,
+    ) -> None:
+        super().__init__(name, series, runs, pdu, tls=tls)
+        self._transport = transport or name
+        self.label = "fastpdu" if self._transport == "fastpdu" else "pynetdicom, stock"
+
+    def _run(self, handler: pair.Handler) -> float:
+        return send(self._transport, handler, self.series, self.pdu, self._ends())
+
+
+class Dcmtk(FileRunner):
     """DCMTK's storescu and storescp."""
 
     note = "two processes, their start included; the receiver writes files"
@@ -158,7 +215,6 @@ class Dcmtk(Runner):
         self.label = f"DCMTK {version}, {'TCP_NODELAY on both' if nodelay else 'stock'}"
         self._tools = tools
         self._environment = peers.NODELAY if nodelay else {}
-        self._expected: dict[str, verify.Sample] = {}
 
     @contextlib.contextmanager
     def _run(self) -> Iterator[tuple[float, Path]]:
@@ -184,18 +240,6 @@ class Dcmtk(Runner):
                     options=options,
                 )
             yield elapsed, received
-
-    def verify(self) -> str:
-        with self._run() as (_, received):
-            text = peers.verify_received(received, self.series.instances)
-            self._expected = peers.contents(received)
-        return text
-
-    def measure(self) -> float:
-        with self._run() as (elapsed, received):
-            if peers.contents(received) != self._expected:
-                raise BenchError(f"{self.label}: not everything arrived unchanged")
-        return elapsed
 
 
 def measure(

@@ -184,12 +184,12 @@ class _Measurement:
         self.bar.phase("raw-socket floor")
         for _ in range(max(3, self.plan.runs)):
             self.floor.samples.append(floor.measure(self.series.instances))
-        self.floor.details["seconds_per_1000"] = _per_1000(self.floor)
+        self.floor.details["seconds_per_1000"] = self.floor.per_1000
 
     @property
     def base(self) -> float:
         """Seconds per 1000 images of the floor."""
-        return _per_1000(self.floor)
+        return self.floor.per_1000
 
     def expected(self, series: Series) -> dict[str, verify.Sample]:
         """Return a sample of each data set of a series."""
@@ -244,7 +244,7 @@ class _Measurement:
                 self.bar.advance(_CELL)
         rows = {}
         for _, row, _ in found:
-            row.details["seconds_per_1000"] = _per_1000(row)
+            row.details["seconds_per_1000"] = row.per_1000
             row.details["waits_per_1000"] = waits_per_1000(row)
             if row.items < self.count:
                 row.details["scaled_from"] = row.items
@@ -279,7 +279,7 @@ class _Measurement:
                     row.samples.append(seconds)
                 self.bar.advance(_COST)
         for row in (on, off):
-            row.details["seconds_per_1000"] = _per_1000(row)
+            row.details["seconds_per_1000"] = row.per_1000
         return on, off
 
     def buffers(self) -> tuple[list[Row], HeatMap]:
@@ -373,11 +373,6 @@ class _Measurement:
         )
 
 
-def _per_1000(row: Row) -> float:
-    assert row.median is not None
-    return row.median * 1000 / row.items
-
-
 def waits_per_1000(row: Row) -> float | None:
     """Return the waits of a cell per 1000 images, the median of its runs.
 
@@ -462,7 +457,7 @@ def _extremes(rows: Sequence[Row], series: Series) -> str:
     def told(row: Row) -> str:
         return f"{size / row.details['seconds_per_1000']:.0f} MB/s: {row.label}"
 
-    ordered = sorted(rows, key=_per_1000)
+    ordered = sorted(rows, key=lambda row: row.per_1000)
     pick = [f"fastest {told(ordered[0])}", f"slowest {told(ordered[-1])}"]
     pick += [
         f"defaults {told(row)}"
@@ -497,7 +492,7 @@ def _matrix(part: str, rows: dict[str, Row], base: Row) -> HeatMap:
             return ""
         waited = waits_per_1000(row)
         counted = "" if waited is None else f"\n{waited:.0f} waits"
-        return f"{_per_1000(row):.3g} s{counted}"
+        return f"{row.per_1000:.3g} s{counted}"
 
     found = [[row_at(a, b) for b in across] for a in down]
     titles = {
@@ -507,11 +502,11 @@ def _matrix(part: str, rows: dict[str, Row], base: Row) -> HeatMap:
     }
     return HeatMap(
         name=f"stall-{part}",
-        title=f"Seconds per 1000 CT, and waits over 30 ms (raw-socket floor {_per_1000(base):.2f} s)",
+        title=f"Seconds per 1000 CT, and waits over 30 ms (raw-socket floor {base.per_1000:.2f} s)",
         panels=[
             Panel(
                 "",
-                [[None if row is None else _per_1000(row) for row in line] for line in found],
+                [[None if row is None else row.per_1000 for row in line] for line in found],
                 [[text(row) for row in line] for line in found],
             )
         ],
@@ -551,7 +546,7 @@ def _fill(
     }
     report.columns = ["", "s / 1000", "x floor", "waits / 1000", "longest, ms", "runs", ""]
     for row in shown:
-        value = _per_1000(row)
+        value = row.per_1000
         counted = row.details.get("waits_per_1000")
         if counted is None and isinstance(row.details.get("waits"), int):
             counted = row.details["waits"] * 1000 / row.items
@@ -592,7 +587,7 @@ def _goals(found: dict[str, dict[str, Row]]) -> list[Goal]:
         rows = found[part]
         if first not in rows or second not in rows:
             return None
-        return _per_1000(rows[first]) / _per_1000(rows[second])
+        return rows[first].per_1000 / rows[second].per_1000
 
     def waited(part: str, name: str) -> float | None:
         row = found[part].get(name)
