@@ -13,6 +13,7 @@ from fastpdu.filestore import FileStore, StoredInstance
 from fastpdu.options import TransportOptions
 from fastpdu.patch import install, installed, is_installed, uninstall
 from fastpdu.stats import TcpInfo, TransportStats
+from fastpdu.store_many import StoreResult
 
 __version__ = "0.1.0"
 
@@ -20,6 +21,7 @@ __all__ = [
     "AE",
     "FileStore",
     "IncompatibleError",
+    "StoreResult",
     "StoredInstance",
     "TcpInfo",
     "TransportOptions",

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, cast
 
 from pynetdicom import acse as stock
 
+from fastpdu import window
 from fastpdu.dul import DULServiceProvider
 
 if TYPE_CHECKING:
     from pynetdicom.ae import ApplicationEntity
     from pynetdicom.association import Association
+    from pynetdicom.pdu_primitives import AsynchronousOperationsWindowNegotiation
+
+    from fastpdu.association import AssociationMixin
 
 LOGGER = logging.getLogger("fastpdu.acse")
 
@@ -49,6 +53,10 @@ class ACSE(stock.ACSE):
         if is_response:
             self.release_due = False
         super().send_release(is_response)
+
+    def _check_async_ops(self) -> AsynchronousOperationsWindowNegotiation | None:
+        """Check the user's response to an Asynchronous Operations request; see pynetdicom. Ours may allow some."""
+        return window.answer(cast("AssociationMixin", self.assoc), super()._check_async_ops())
 
     def _negotiate_as_acceptor(self) -> None:
         try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 from pynetdicom import ae as stock
 from pynetdicom import transport as stock_transport
 
-from fastpdu import compatibility
+from fastpdu import compatibility, window
 from fastpdu.association import upgrade
 from fastpdu.options import TransportOptions, checked, options_of
 from fastpdu.transport import ServerMixin
@@ -18,6 +19,7 @@ _for_association: ContextVar[TransportOptions | None] = ContextVar("_for_associa
 _for_server: ContextVar[TransportOptions | None] = ContextVar("_for_server", default=None)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from ssl import SSLContext
 
     from pynetdicom.association import Association
@@ -33,33 +35,68 @@ class AE(stock.ApplicationEntity):
         The AE title, by default ``"PYNETDICOM"``.
     transport : TransportOptions, optional
         How its associations move bytes, by default as `fastpdu.install` was told, if it was called.
+    async_window : int, optional
+        The asynchronous operations window, in place of that of `transport`; see `TransportOptions`.
+    async_window_excluded : iterable of str, optional
+        AE titles of peers to which no window is offered, nor granted.
 
     Raises
     ------
     fastpdu.IncompatibleError
         If the installed pynetdicom is not one that fastpdu supports.
-    TypeError
-        If `transport` is not a TransportOptions.
+    TypeError, ValueError
+        If an argument is not what it is to be; the message names it.
     """
 
     def __init__(
-        self, ae_title: str = "PYNETDICOM", *, transport: TransportOptions | None = None
+        self,
+        ae_title: str = "PYNETDICOM",
+        *,
+        transport: TransportOptions | None = None,
+        async_window: int | None = None,
+        async_window_excluded: Iterable[str] | None = None,
     ) -> None:
         compatibility.check()
         self._transport = checked(transport)
+        # Options that have arguments of their own, where these were given
+        self._own: dict[str, Any] = {}
+        self.async_window = async_window
+        self.async_window_excluded = async_window_excluded
         super().__init__(ae_title)
 
     @property
     def transport(self) -> TransportOptions:
         """How associations from now on move bytes; None leaves that to `fastpdu.install` and the defaults."""
-        return self._transport or options_of()
+        return _with(self._transport or options_of(), self._own)
 
     @transport.setter
     def transport(self, value: TransportOptions | None) -> None:
         self._transport = checked(value)
 
+    @property
+    def async_window(self) -> int | None:
+        """The asynchronous operations window of associations from now on; None leaves that to `transport`."""
+        return self._own.get("async_window")
+
+    @async_window.setter
+    def async_window(self, value: int | None) -> None:
+        self._own = _chosen(self._own, async_window=value)
+
+    @property
+    def async_window_excluded(self) -> frozenset[str]:
+        """AE titles of peers to which no window is offered, nor granted; any iterable of them may be set."""
+        return self._async_window_excluded
+
+    @async_window_excluded.setter
+    def async_window_excluded(self, value: Iterable[str] | None) -> None:
+        self._async_window_excluded = window.excluded_titles(value)
+
     def associate(
-        self, *args: Any, transport: TransportOptions | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        transport: TransportOptions | None = None,
+        async_window: int | None = None,
+        **kwargs: Any,
     ) -> Association:
         """Request an association with a remote AE; see pynetdicom.
 
@@ -69,17 +106,24 @@ class AE(stock.ApplicationEntity):
             As for pynetdicom's ``AE.associate``.
         transport : TransportOptions, optional
             How this association moves bytes, in place of `AE.transport`.
+        async_window : int, optional
+            The window that is offered, in place of `AE.async_window` and that of `transport`; 1: none.
 
         Raises
         ------
         OSError
             If the system refuses one of the options; the message names it.
         """
-        token = _for_association.set(checked(transport))
+        token = _for_association.set(self._options(transport, async_window=async_window))
         try:
             return super().associate(*args, **kwargs)
         finally:
             _for_association.reset(token)
+
+    def _options(self, transport: TransportOptions | None, **own: Any) -> TransportOptions | None:
+        """Return the options of a call, None if it has none."""
+        options, own = checked(transport), _chosen({}, **own)
+        return _with(options or self.transport, own) if own else options
 
     def _create_socket(
         self,
@@ -143,6 +187,18 @@ class AE(stock.ApplicationEntity):
         server = super().make_server(address, **kwargs)
         server.RequestHandlerClass = fast_request_handler(cast(Any, server.RequestHandlerClass))
         return server
+
+
+def _chosen(known: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """Return the known choices with others in their place; None is no choice. They are checked."""
+    chosen = {name: value for name, value in {**known, **options}.items() if value is not None}
+    TransportOptions(**chosen)
+    return chosen
+
+
+def _with(options: TransportOptions, own: dict[str, Any]) -> TransportOptions:
+    """Return options with some replaced."""
+    return dataclasses.replace(options, **own) if own else options
 
 
 def fast_server(server: type, options: TransportOptions | None = None) -> type:

@@ -11,20 +11,27 @@ from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
 from pynetdicom import association as stock
 from pynetdicom._globals import DEFAULT_MAX_LENGTH
-from pynetdicom.dimse_primitives import C_ECHO
+from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from fastpdu import association_qr, dsutils, service_class, service_class_qr, stats, transport
+from fastpdu import (
+    association_qr,
+    dsutils,
+    service_class,
+    service_class_qr,
+    stats,
+    store_many,
+    transport,
+    window,
+)
 from fastpdu.acse import ACSE, limit_half_open
 from fastpdu.dimse import DIMSEServiceProvider, get_answer, send_encoded
 from fastpdu.dimse_messages import (
     C_ECHO_RSP,
     C_STORE_RSP,
-    BufferList,
     Encoded,
     encode_echo_request,
     encode_store_request,
-    store_request,
 )
 from fastpdu.dul import BOUND, DULServiceProvider
 from fastpdu.filestore import answered
@@ -32,12 +39,11 @@ from fastpdu.handshakes import with_deadline
 from fastpdu.options import options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from pydicom.uid import UID
     from pynetdicom.dimse import _QueueItem
-    from pynetdicom.dimse_primitives import C_STORE
     from pynetdicom.presentation import PresentationContext, PresentationContextTuple
     from pynetdicom.transport import AssociationSocket
 
@@ -73,6 +79,14 @@ class _Checkpoint(threading.Event):
         return self.is_open
 
     def clear(self) -> None:
+        pipeline = self._assoc._pipeline
+        if pipeline is not None:
+            # Somebody begins another operation: no answer that is due may be taken for its own
+            pipeline.settle()
+        self.is_open = False
+
+    def close(self) -> None:
+        """Do what `clear` does, for who has nothing in flight or knows what."""
         self.is_open = False
 
     def set(self) -> None:
@@ -124,6 +138,10 @@ class AssociationMixin(stock.Association):
     _serving: stats.Stopwatch
     # Held from the line about the end on
     _end_logged: threading.Lock
+    # What `send_c_store_many` has in flight, if anything; who may have; and how many requests it has sent
+    _pipeline: store_many.Pipeline | None
+    _turns: threading.RLock
+    _requests_sent = 0
 
     def set_socket(self, socket: AssociationSocket) -> None:
         """Set the socket to use for communicating with the peer, and tune it."""
@@ -152,7 +170,15 @@ class AssociationMixin(stock.Association):
     def request(self) -> None:
         """Request an association with a peer; see pynetdicom."""
         self._announce_max_pdu(self.requestor)
+        window.offer(self)
         super().request()
+
+    def release(self) -> None:
+        """Release the association; see pynetdicom. What is in flight is answered first."""
+        if self.is_established and self._pipeline is not None:
+            self._pipeline.settle()
+            self._reactor_checkpoint.set()
+        super().release()
 
     def start(self) -> None:
         """Start the association's thread; see pynetdicom. An acceptor's negotiates."""
@@ -380,11 +406,58 @@ class AssociationMixin(stock.Association):
                 encoded = Encoded(command, source.data, source.file, is_awaited=True)
 
             def request() -> Any:
-                return _store_request(source, msg_id, priority, originator_aet, originator_id)
+                return source.request(msg_id, priority, originator_aet, originator_id)
 
             return self._exchange(encoded, request, source.context_id, C_STORE_RSP)
         finally:
             source.close()
+
+    @property
+    def async_window(self) -> int:
+        """How many operations we may have outstanding: what was negotiated, 1 if nothing was (PS3.7 D.3.3.3)."""
+        return window.invoked(self)
+
+    def send_c_store_many(
+        self,
+        items: Iterable[str | Path | Dataset],
+        window: int | None = None,
+        *,
+        priority: int = 2,
+        originator_aet: str | None = None,
+        originator_id: int | None = None,
+    ) -> Iterator[store_many.StoreResult]:
+        """Send many C-STORE requests, the next before the last is answered if the peer allows it.
+
+        Every item that is taken from `items` has exactly one result, in the order of the answers. An item that cannot
+        be sent does not keep the others from being sent, and neither does the end of the association keep the
+        results from coming: those in flight then have an empty status, those after it an error.
+
+        If it is not used to its end (``break``, ``close()``), nothing more is sent, and what is in flight is answered
+        in the background. The next operation, and `release`, wait for those answers first.
+
+        Parameters
+        ----------
+        items : iterable of (str, PathLike or pydicom.dataset.Dataset)
+            What to send, as for `send_c_store`. An item is taken only when it can be sent, so it may be an iterator
+            that makes them. Its exceptions are raised here, after the results of what is in flight.
+        window : int, optional
+            The requests that may be in flight at a time, by default, and at most, `async_window`.
+        priority, originator_aet, originator_id
+            As for `send_c_store`, for all of them.
+
+        Returns
+        -------
+        iterator of StoreResult
+            It sends while it is asked for results.
+
+        Raises
+        ------
+        RuntimeError
+            If the association is not established.
+        TypeError, ValueError
+            If `items` is no iterable, or a single path or data set, or `window` is not at least 1.
+        """
+        return store_many.send_many(self, items, window, priority, originator_aet, originator_id)
 
     def _exchange(
         self,
@@ -479,6 +552,14 @@ class AssociationMixin(stock.Association):
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
         """Handle a DIMSE service request; see pynetdicom. A C-STORE for the storage service takes a shorter way."""
+        if (
+            self._pipeline is not None
+            and type(msg) is C_STORE
+            and msg._message_id_being_responded_to
+        ):
+            # An answer to one of many requests, while the user does something else
+            self._pipeline.take(msg)
+            return
         with self._serving:
             if service_class.serve(self, msg, context_id) or service_class_qr.serve(
                 self, msg, context_id
@@ -489,24 +570,6 @@ class AssociationMixin(stock.Association):
         if threading.current_thread() is not self:
             # An N-EVENT-REPORT, served beside the reactor, which need not turn before the next request of ours
             self._is_paused = self._is_waiting
-
-
-def _store_request(
-    source: dsutils.StoreSource,
-    message_id: int,
-    priority: int,
-    originator_aet: str | None,
-    originator_id: int | None,
-) -> Any:
-    """Return pynetdicom's primitive for a C-STORE request, whose setters check the values."""
-    request = store_request(source.sop_class, source.sop_instance, message_id, priority)
-    request.MoveOriginatorApplicationEntityTitle = originator_aet
-    request.MoveOriginatorMessageID = originator_id
-    if source.file is None:
-        request.DataSet = BufferList(source.data)
-    else:
-        request._dataset_path = (source.file.path, source.file.offset)
-    return request
 
 
 class Association(AssociationMixin):
@@ -562,6 +625,8 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     fast._service_contexts = {}
     fast._serving = stats.Stopwatch()
     fast._end_logged = threading.Lock()
+    fast._pipeline = None
+    fast._turns = threading.RLock()
     dul = DULServiceProvider(fast, options)
     dul.artim_timer.timeout = old.artim_timer.timeout
     dul._idle_timer.timeout = old._idle_timer.timeout

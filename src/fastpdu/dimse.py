@@ -101,6 +101,27 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
                 return message.context_id, status
         return self.accept(message)
 
+    def get_stored(self, block: bool) -> Any:
+        """Return the answer to one of several C-STORE requests; see the function of the same name."""
+        item = self._next()
+        if item is not None:
+            return item
+        if block:
+            return self._await(self._accept_stored)
+        dul = self.dul
+        if isinstance(dul, DULServiceProvider) and dul.is_direct:
+            message = dul.direct.take_answer()
+            if message is not None:
+                return dul.in_context(self._accept_stored, message)
+        return None
+
+    def _accept_stored(self, message: engine.Message) -> Any:
+        if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
+            answer = messages.plain_answer(message, messages.C_STORE_RSP)
+            if answer is not None:
+                return message.context_id, answer
+        return self.accept(message)
+
     def get_pending(self, fields: frozenset[int]) -> Any:
         """Wait for the next message of a C-FIND, C-GET or C-MOVE that is ours.
 
@@ -391,7 +412,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
 _REPLACEABLE = frozenset({"send_msg", "get_msg"})
 
 
-def _is_ours(dimse: Any) -> bool:
+def is_ours(dimse: Any) -> bool:
     """Whether a DIMSE provider is one of these, and nobody has replaced what it does on the instance."""
     return isinstance(dimse, DIMSEServiceProvider) and _REPLACEABLE.isdisjoint(vars(dimse))
 
@@ -413,7 +434,7 @@ def send_encoded(dimse: Any, context_id: int, message: messages.Encoded) -> bool
     bool
         False if that cannot be done now, and nothing has been sent: `send_msg` has to do it.
     """
-    return _is_ours(dimse) and dimse.send_encoded(context_id, message)
+    return is_ours(dimse) and dimse.send_encoded(context_id, message)
 
 
 def get_answer(dimse: Any, field: int) -> Any:
@@ -431,9 +452,31 @@ def get_answer(dimse: Any, field: int) -> Any:
     int, DIMSEPrimitive or None
         The status, if the answer is a response that says nothing else; any other message; None if none came.
     """
-    if _is_ours(dimse):
+    if is_ours(dimse):
         return dimse.get_answer(field)
     return dimse.get_msg(block=True)[1]
+
+
+def get_stored(dimse: Any, block: bool) -> Any:
+    """Take, or wait for, the answer to one of several C-STORE requests.
+
+    Parameters
+    ----------
+    dimse : pynetdicom.dimse.DIMSEServiceProvider
+        The association's provider, of any kind.
+    block : bool
+        Whether to wait, until the DIMSE timeout, if there is no message.
+
+    Returns
+    -------
+    tuple of (int, tuple, DIMSEPrimitive or None) or None
+        The presentation context ID with (Message ID Being Responded To, Status), if the message is a response that says
+        nothing else, or with any other message. None: there is no message; (None, None): none will come any more.
+    """
+    if is_ours(dimse):
+        return dimse.get_stored(block)
+    item = dimse.get_msg(block=block)
+    return item if block or item[1] is not None else None
 
 
 def _remove(file: Any) -> None:

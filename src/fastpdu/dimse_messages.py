@@ -509,6 +509,25 @@ def plain_status(message: engine.Message, field: int) -> int | None:
     field : int
         The Command Field of the response: that of C-STORE or C-ECHO.
     """
+    answer = plain_answer(message, field)
+    return None if answer is None else answer[1]
+
+
+def plain_answer(message: engine.Message, field: int) -> tuple[int, int] | None:
+    """Return what a response that says nothing but its status is the answer to, and its status.
+
+    Parameters
+    ----------
+    message : engine.Message
+        The message.
+    field : int
+        The Command Field of the response: that of C-STORE or C-ECHO.
+
+    Returns
+    -------
+    tuple of (int, int) or None
+        Message ID Being Responded To and Status; None for any other message.
+    """
     try:
         elements = engine.decode_command(message.command)
     except engine.CommandError:
@@ -517,13 +536,14 @@ def plain_status(message: engine.Message, field: int) -> int | None:
         elements.get(COMMAND_FIELD) != field
         or message.data is not None
         or 0x0120 not in elements
+        or 0x0900 not in elements
         or not _PLAIN_RESPONSE.issuperset(elements)
         or not _checks_uids_as_usual()
         or not _conformant_uid(elements.get(0x0002, "0"))
         or not _conformant_uid(elements.get(0x1000, "0"))
     ):
         return None
-    return elements.get(0x0900)
+    return elements[0x0120], elements[0x0900]
 
 
 def encode_echo_request(message_id: Any) -> Encoded | None:

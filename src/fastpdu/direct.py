@@ -44,10 +44,13 @@ class DirectMode:
     ----------
     token : threading.Lock
         The read token. Outside direct mode the reactor has it.
+    backlog : int
+        Messages that may wait in DIMSE's queue before the idle reader leaves the socket alone.
     """
 
     def __init__(self, dul: DULServiceProvider) -> None:
         self._dul = dul
+        self.backlog = BACKLOG
         self.token = threading.Lock()
         self._lease_until = 0.0
         self._wanted = 0
@@ -274,7 +277,7 @@ class DirectMode:
     def _is_full(self) -> bool:
         """Whether so many messages wait that the socket is to be left alone."""
         waiting = getattr(self._dul.assoc.dimse, "msg_queue", None)
-        return waiting is not None and len(waiting.queue) >= BACKLOG
+        return waiting is not None and len(waiting.queue) >= self.backlog
 
     def _park_for_long(self, reason: Callable[[], bool]) -> None:
         """Wait without the read token until the reader, or who takes messages from the queue, wakes us."""

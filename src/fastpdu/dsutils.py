@@ -16,7 +16,7 @@ from pynetdicom import _handlers, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 
 from fastpdu import engine
-from fastpdu.dimse_messages import OpenFile
+from fastpdu.dimse_messages import BufferList, OpenFile, store_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,6 +65,38 @@ class StoreSource:
         self.context_id = context_id
         self.file = file
         self.data = data
+
+    def request(
+        self,
+        message_id: int,
+        priority: int,
+        originator_aet: str | None,
+        originator_id: int | None,
+    ) -> Any:
+        """Return pynetdicom's primitive for the C-STORE request, whose setters check the values.
+
+        Parameters
+        ----------
+        message_id, priority : int
+            Message ID and Priority.
+        originator_aet : str or None
+            Move Originator AE Title.
+        originator_id : int or None
+            Move Originator Message ID.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a value is not allowed.
+        """
+        request = store_request(self.sop_class, self.sop_instance, message_id, priority)
+        request.MoveOriginatorApplicationEntityTitle = originator_aet
+        request.MoveOriginatorMessageID = originator_id
+        if self.file is None:
+            request.DataSet = BufferList(self.data)
+        else:
+            request._dataset_path = (self.file.path, self.file.offset)
+        return request
 
     def close(self) -> None:
         """Close the file."""

@@ -185,6 +185,11 @@ class TransportOptions:
         Seconds for which a peer may take no data while we send. By default the association's network timeout.
     pdu_timeout : float, optional
         Seconds that a PDU may take from its first byte to its last. By default the association's network timeout.
+    async_window : int, optional
+        The asynchronous operations window (PS3.7 D.3.3.3): as requestor we offer to invoke so many operations before
+        the first is answered, which `send_c_store_many` does where the peer agrees; as acceptor we agree to as many.
+        Makes up for long round trips. Some devices drop a connection on which it is offered. By default, and with 1,
+        none is.
 
     Raises
     ------
@@ -209,6 +214,7 @@ class TransportOptions:
     max_message: int = _option(_Whole("bytes", 0, 2**63 - 1), default=0)
     send_timeout: float | None = _option(_Seconds())
     pdu_timeout: float | None = _option(_Seconds())
+    async_window: int | None = _option(_Whole("operations", 1, 65535))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

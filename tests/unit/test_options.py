@@ -41,11 +41,20 @@ GOOD: dict[str, tuple[Any, str]] = {
     "max_message": (10**12, "1000000000000"),
     "send_timeout": (0.5, "0.5"),
     "pdu_timeout": (7.0, " 7 "),
+    "async_window": (8, "8"),
 }
 BAD_TYPES: dict[str, list[Any]] = {
     **same(("nodelay", "quickack", "cork", "pack_command"), [1, "on", 0.0]),
     **same(
-        ("send_buffer", "receive_buffer", "max_segment", "keepalive", "notsent_lowat", "max_pdu"),
+        (
+            "send_buffer",
+            "receive_buffer",
+            "max_segment",
+            "keepalive",
+            "notsent_lowat",
+            "max_pdu",
+            "async_window",
+        ),
         [True, 1.0, "1"],
     ),
     "congestion_control": [b"reno", 1, True],
@@ -59,13 +68,22 @@ BAD_VALUES: dict[str, list[Any]] = {
     "congestion_control": ["", "a" * 16, "re\0no", "réno"],
     "user_timeout": [0, -1.0, float("nan"), float("inf"), 2**31],
     "max_pdu": [1, 6, -7, 2**24 + 1],
+    "async_window": [0, -1, 65536],
     "max_message": [-1, 2**63],
     **same(("send_timeout", "pdu_timeout"), [0, -1, float("nan")]),
 }
 BAD_TEXTS: dict[str, list[str]] = {
     **same(("nodelay", "quickack", "cork", "pack_command"), ["perhaps", "2"]),
     **same(
-        ("send_buffer", "receive_buffer", "max_segment", "keepalive", "notsent_lowat", "max_pdu"),
+        (
+            "send_buffer",
+            "receive_buffer",
+            "max_segment",
+            "keepalive",
+            "notsent_lowat",
+            "max_pdu",
+            "async_window",
+        ),
         ["much", "-1", "1.5"],
     ),
     "congestion_control": ["longer than the kernel takes"],
