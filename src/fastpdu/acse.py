@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 
 from pynetdicom import acse as stock
 
-from fastpdu import window
+from fastpdu import handler_threads, window
 from fastpdu.dul import DULServiceProvider
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ class ACSE(stock.ACSE):
         try:
             make_room(self.assoc.ae)
             super()._negotiate_as_acceptor()
+            assoc = cast("AssociationMixin", self.assoc)
+            if assoc.is_established:
+                assoc._handler_threads = handler_threads.threads_for(assoc)
         except Exception as error:
             # pynetdicom's thread would end here, and leave the peer without an answer
             LOGGER.error("The A-ASSOCIATE-RQ cannot be negotiated, aborting association")

@@ -39,6 +39,9 @@ class AE(stock.ApplicationEntity):
         The asynchronous operations window, in place of that of `transport`; see `TransportOptions`.
     async_window_excluded : iterable of str, optional
         AE titles of peers to which no window is offered, nor granted.
+    handler_threads : int, optional
+        Handlers of one association that may run at the same time, in place of those of `transport`; see
+        `TransportOptions`.
 
     Raises
     ------
@@ -55,12 +58,14 @@ class AE(stock.ApplicationEntity):
         transport: TransportOptions | None = None,
         async_window: int | None = None,
         async_window_excluded: Iterable[str] | None = None,
+        handler_threads: int | None = None,
     ) -> None:
         compatibility.check()
         self._transport = checked(transport)
         # Options that have arguments of their own, where these were given
         self._own: dict[str, Any] = {}
         self.async_window = async_window
+        self.handler_threads = handler_threads
         self.async_window_excluded = async_window_excluded
         super().__init__(ae_title)
 
@@ -81,6 +86,15 @@ class AE(stock.ApplicationEntity):
     @async_window.setter
     def async_window(self, value: int | None) -> None:
         self._own = _chosen(self._own, async_window=value)
+
+    @property
+    def handler_threads(self) -> int | None:
+        """Handlers that may run at the same time, for associations from now on; None leaves that to `transport`."""
+        return self._own.get("handler_threads")
+
+    @handler_threads.setter
+    def handler_threads(self, value: int | None) -> None:
+        self._own = _chosen(self._own, handler_threads=value)
 
     @property
     def async_window_excluded(self) -> frozenset[str]:
@@ -136,7 +150,12 @@ class AE(stock.ApplicationEntity):
         return super()._create_socket(assoc, address, tls_args)
 
     def start_server(
-        self, *args: Any, transport: TransportOptions | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        transport: TransportOptions | None = None,
+        async_window: int | None = None,
+        handler_threads: int | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Start the AE as an association acceptor; see pynetdicom.
 
@@ -146,20 +165,30 @@ class AE(stock.ApplicationEntity):
             As for pynetdicom's ``AE.start_server``.
         transport : TransportOptions, optional
             How the associations of this server move bytes, in place of `AE.transport`.
+        async_window, handler_threads : int, optional
+            Those of this server, in place of `AE.async_window`, `AE.handler_threads` and those of `transport`.
 
         Raises
         ------
         OSError
             If the system refuses one of the options; the message names it.
         """
-        token = _for_server.set(checked(transport))
+        token = _for_server.set(
+            self._options(transport, async_window=async_window, handler_threads=handler_threads)
+        )
         try:
             return super().start_server(*args, **kwargs)
         finally:
             _for_server.reset(token)
 
     def make_server(
-        self, address: Any, *args: Any, transport: TransportOptions | None = None, **kwargs: Any
+        self,
+        address: Any,
+        *args: Any,
+        transport: TransportOptions | None = None,
+        async_window: int | None = None,
+        handler_threads: int | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Return an association server; see pynetdicom. Its associations use the fast transport.
 
@@ -169,6 +198,8 @@ class AE(stock.ApplicationEntity):
             As for pynetdicom's ``AE.make_server``.
         transport : TransportOptions, optional
             How the associations of this server move bytes, in place of `AE.transport`.
+        async_window, handler_threads : int, optional
+            Those of this server, in place of `AE.async_window`, `AE.handler_threads` and those of `transport`.
 
         Raises
         ------
@@ -178,7 +209,10 @@ class AE(stock.ApplicationEntity):
         # Arguments 5 and 6 of pynetdicom's method
         names = ("ae_title", "contexts", "ssl_context", "evt_handlers", "server_class")
         kwargs.update(zip(names, args, strict=False))
-        options = checked(transport) or _for_server.get()
+        options = (
+            self._options(transport, async_window=async_window, handler_threads=handler_threads)
+            or _for_server.get()
+        )
         # A server that blocks goes on inside the call: not for what its handlers do
         _for_server.set(None)
         kwargs["server_class"] = fast_server(

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pynetdicom.presentation import PresentationContext, PresentationContextTuple
     from pynetdicom.transport import AssociationSocket
 
+    from fastpdu.handler_threads import HandlerThreads
     from fastpdu.options import TransportOptions
 
 LOGGER = stock.LOGGER
@@ -142,6 +143,8 @@ class AssociationMixin(stock.Association):
     _pipeline: store_many.Pipeline | None
     _turns: threading.RLock
     _requests_sent = 0
+    # Where requests are served if not on the association's thread
+    _handler_threads: HandlerThreads | None
 
     def set_socket(self, socket: AssociationSocket) -> None:
         """Set the socket to use for communicating with the peer, and tune it."""
@@ -174,10 +177,22 @@ class AssociationMixin(stock.Association):
         super().request()
 
     def release(self) -> None:
-        """Release the association; see pynetdicom. What is in flight is answered first."""
+        """Release the association; see pynetdicom. What is in flight, either way, is answered first.
+
+        Of several handlers that run at the same time, one that releases the association does not wait for the others,
+        whose responses cannot be sent any more.
+        """
         if self.is_established and self._pipeline is not None:
             self._pipeline.settle()
             self._reactor_checkpoint.set()
+        threads = self._handler_threads
+        if self.is_established and threads is not None and not threads.is_one():
+            self._reactor_checkpoint.clear()
+            while not self._is_paused:
+                threading.Event().wait(0.0001)
+            threads.settle()
+            if not self.is_established:
+                self._reactor_checkpoint.set()
         super().release()
 
     def start(self) -> None:
@@ -254,6 +269,14 @@ class AssociationMixin(stock.Association):
     # The reactor ------------------------------------------------------------------------------------------------
 
     def _run_reactor(self) -> None:
+        """Serve messages until the association ends, and its handlers with it; see pynetdicom."""
+        try:
+            self._serve_messages()
+        finally:
+            if self._handler_threads is not None:
+                self._handler_threads.end()
+
+    def _serve_messages(self) -> None:
         """Serve messages until the association ends; pynetdicom's loop, waiting where that one sleeps."""
         checkpoint = self._reactor_checkpoint
         while not self._kill:
@@ -281,6 +304,15 @@ class AssociationMixin(stock.Association):
         # Killed by somebody else: the last primitive (an A-RELEASE-RP, an A-ABORT) leaves before the socket is closed
         self.dul.wait_dead(self.acse_timeout or LAST_WORDS)
         self._log_end()
+
+    def resume_reactor(self) -> None:
+        """On the association's thread, paused: go on when nobody uses the association."""
+        self._is_paused = False
+        while not self._reactor_checkpoint.is_open and not self._kill:
+            self._is_paused = True
+            self._reactor_checkpoint.wait()
+            # Only then look again: who closes it later sees that we are not paused
+            self._is_paused = False
 
     def _wait_for_work(self) -> _QueueItem | None:
         """Wait until there is a message, an ACSE primitive, or the end of the association.
@@ -335,6 +367,9 @@ class AssociationMixin(stock.Association):
         ):
             return False
         if self.is_established and self.acse.is_release_requested():
+            if self._handler_threads is not None:
+                # What has been asked for is answered before
+                self._handler_threads.settle()
             self.acse.send_release(is_response=True)
             LOGGER.info("Association Released")
             self.is_released = True
@@ -358,6 +393,10 @@ class AssociationMixin(stock.Association):
             self.kill()
             return True
         if self.dul.idle_timer_expired():
+            if self._handler_threads is not None and self._handler_threads.is_busy:
+                # It is we who are waited for
+                self.dul._idle_timer.restart()
+                return False
             LOGGER.error("Network timeout reached")
             if self.network_timeout_response == "A-RELEASE":
                 self._is_paused = True
@@ -560,6 +599,10 @@ class AssociationMixin(stock.Association):
             # An answer to one of many requests, while the user does something else
             self._pipeline.take(msg)
             return
+        if self._handler_threads is not None and service_class.serve_beside(
+            self, self._handler_threads, msg, context_id
+        ):
+            return
         with self._serving:
             if service_class.serve(self, msg, context_id) or service_class_qr.serve(
                 self, msg, context_id
@@ -626,6 +669,7 @@ def upgrade(assoc: stock.Association, options: TransportOptions) -> None:
     fast._serving = stats.Stopwatch()
     fast._end_logged = threading.Lock()
     fast._pipeline = None
+    fast._handler_threads = None
     fast._turns = threading.RLock()
     dul = DULServiceProvider(fast, options)
     dul.artim_timer.timeout = old.artim_timer.timeout

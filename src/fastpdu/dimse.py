@@ -172,7 +172,10 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             if isinstance(dul, DULServiceProvider):
                 dul.rouse_reader()
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
-            return self.msg_queue.get(timeout=left)
+            item = self.msg_queue.get(timeout=left)
+            if isinstance(dul, DULServiceProvider):
+                dul.message_taken()
+            return item
         except queue.Empty:
             return None, None
         finally:
@@ -209,7 +212,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             return None
         dul = self.dul
         if isinstance(dul, DULServiceProvider):
-            dul.direct.message_taken()
+            dul.message_taken()
         return item
 
     def receive_primitive(self, primitive: P_DATA) -> None:

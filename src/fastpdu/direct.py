@@ -26,6 +26,8 @@ LOGGER = logging.getLogger("pynetdicom.dul")
 
 # Seconds for which the idle reader stays away after somebody else has read: that one will be back soon
 LEASE = 0.02
+# Seconds for which a reader may take to notice that the connection has ended
+LAST_WORDS = 1.0
 # Messages that may wait for somebody who does not take them, before the socket is left alone
 BACKLOG = 8
 
@@ -46,11 +48,14 @@ class DirectMode:
         The read token. Outside direct mode the reactor has it.
     backlog : int
         Messages that may wait in DIMSE's queue before the idle reader leaves the socket alone.
+    has_failed : bool
+        Whether a read or a write has failed: the association is over, or about to be.
     """
 
     def __init__(self, dul: DULServiceProvider) -> None:
         self._dul = dul
         self.backlog = BACKLOG
+        self.has_failed = False
         self.token = threading.Lock()
         self._lease_until = 0.0
         self._wanted = 0
@@ -142,8 +147,14 @@ class DirectMode:
 
     def _sending_failed(self, connection: engine.Connection, error: Exception) -> None:
         """The message cannot be completed: the association is over."""
+        self.has_failed = True
         if not connection.closed:
             LOGGER.error("Failed to send a message: %s", error)
+        if isinstance(error, ConnectionError):
+            self._read_last_words(connection)
+            if not self._dul.is_direct:
+                # The reactor finds the end of the connection, or what comes before it
+                return
         # Half a message has left if the file was too short; only an abort can end it (PS3.8 9.2, AA-8)
         self._dul.event_queue.put("Evt19" if isinstance(error, EOFError) else "Evt17")
 
@@ -216,7 +227,28 @@ class DirectMode:
         if not dul.is_direct or not self.token.acquire(blocking=False):
             return
         try:
-            while dul.is_direct and not self._is_full():
+            while dul.is_direct and not self.is_full():
+                message = self._step(0)
+                if message is None:
+                    return
+                dul.deliver(message)
+        finally:
+            self._unlock()
+
+    def _read_last_words(self, connection: engine.Connection) -> None:
+        """Take what the peer has sent before it went away: it may have answered what it was asked."""
+        dul = self._dul
+        self._wanted += 1
+        try:
+            dul.rouse_reader()
+            if not self.token.acquire(timeout=LAST_WORDS):
+                return
+        finally:
+            self._wanted -= 1
+        try:
+            while dul.is_direct and not self.is_full():
+                while connection.wait(0) == engine.WAKE:
+                    pass
                 message = self._step(0)
                 if message is None:
                     return
@@ -244,8 +276,8 @@ class DirectMode:
         if self._wanted or lease > 0:
             # Somebody else reads now and then: come back when that one has not for a while
             self._park(max(lease, LEASE))
-        elif self._is_full():
-            self._park_for_long(self._is_full)
+        elif self.is_full():
+            self._park_for_long(self.is_full)
         elif not self.token.acquire(blocking=False):
             # Somebody waits for the peer. Most answers come soon, and need not wake us.
             reads = self._reads
@@ -274,7 +306,7 @@ class DirectMode:
         self._lease_until = time.monotonic() + LEASE
         self._dul.rouse_reader()
 
-    def _is_full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether so many messages wait that the socket is to be left alone."""
         waiting = getattr(self._dul.assoc.dimse, "msg_queue", None)
         return waiting is not None and len(waiting.queue) >= self.backlog
@@ -341,6 +373,7 @@ class DirectMode:
 
     def _reading_failed(self, error: Exception) -> None:
         """Leave it to the reactor to do what pynetdicom does about it."""
+        self.has_failed = True
         self._dul.unread_failure = error
         self._dul.leave_direct()
 

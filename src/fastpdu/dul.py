@@ -428,8 +428,13 @@ class DULServiceProvider(stock.DULServiceProvider):
         The peer broke the protocol, or aborted, while the user's primitive was on its way. PS3.8 has no transition
         for that (Table 9-10), and pynetdicom's state machine raises.
         """
-        if (
-            self.state_machine.current_state != "Sta13"
+        state = self.state_machine.current_state
+        beside = getattr(self._assoc, "_handler_threads", None)
+        if state == "Sta7" and event == "Evt9" and beside is not None:
+            # A handler has released the association, another one answers
+            pass
+        elif (
+            state != "Sta13"
             or event not in LOCAL_EVENTS
             or (event, "Sta13") in fsm.TRANSITION_TABLE
             or self.is_watched()
@@ -460,11 +465,20 @@ class DULServiceProvider(stock.DULServiceProvider):
             or self.event_queue.queue
         ):
             return
-        if connection is None:
+        if connection is None or self._is_choked():
             self._stirred.wait(bound)
         else:
             connection.wait(bound, awaited=self._is_awaiting())
         self._stirred.clear()
+
+    def _is_choked(self) -> bool:
+        """Whether so many messages wait for somebody to take them that the socket is left alone (`message_taken`)."""
+        return self.state_machine.current_state == "Sta6" and self.direct.is_full()
+
+    def message_taken(self) -> None:
+        """Somebody took a message from DIMSE's queue: there is room for another one."""
+        self.direct.message_taken()
+        self._stirred.set()
 
     def _is_awaiting(self) -> bool:
         """Whether the reactor waits for an answer, or for the rest of a message that comes PDU by PDU."""
@@ -564,6 +578,8 @@ class DULServiceProvider(stock.DULServiceProvider):
             self._drain()
             cast(Any, self.socket).close()
             return True
+        if self._is_choked():
+            return False
         if not _readable(connection):
             return self._wait_is_over(connection)
         if self.to_provider_queue.queue:

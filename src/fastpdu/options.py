@@ -190,6 +190,10 @@ class TransportOptions:
         the first is answered, which `send_c_store_many` does where the peer agrees; as acceptor we agree to as many.
         Makes up for long round trips. Some devices drop a connection on which it is offered. By default, and with 1,
         none is.
+    handler_threads : int, optional
+        As acceptor, the C-STORE requests of one association whose handlers may run at the same time, as far as the
+        window that was negotiated allows it. The handlers must be prepared for it, and responses leave in any order.
+        By default they run one after the other, on the association's thread.
 
     Raises
     ------
@@ -215,6 +219,7 @@ class TransportOptions:
     send_timeout: float | None = _option(_Seconds())
     pdu_timeout: float | None = _option(_Seconds())
     async_window: int | None = _option(_Whole("operations", 1, 65535))
+    handler_threads: int | None = _option(_Whole("threads", 1, 1024))
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

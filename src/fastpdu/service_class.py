@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pynetdicom.presentation import PresentationContextTuple
 
     from fastpdu.association import AssociationMixin
+    from fastpdu.handler_threads import HandlerThreads
 
 # That of `Association._serve_request`
 LOGGER = logging.getLogger("pynetdicom.association")
@@ -69,19 +70,71 @@ def _serve_echo(assoc: AssociationMixin, request: Any, context_id: int) -> bool:
 
 
 def _serve_store(assoc: AssociationMixin, request: Any, context_id: int) -> bool:
+    context = _store_context(assoc, request, context_id)
+    if context is None:
+        return False
+    operate(assoc, _store, assoc, assoc.dimse, request, context)
+    answered(request)
+    return True
+
+
+def _store_context(
+    assoc: AssociationMixin, request: Any, context_id: int
+) -> PresentationContextTuple | None:
+    """Return the context of a C-STORE request, None if pynetdicom's own code has to serve it."""
     if (
         assoc._sent_release
         or not _is_request(request)
         or _config.UNRESTRICTED_STORAGE_SERVICE
         or _STORAGE.SCP is not _STOCK_SCP
     ):
-        return False
-    context = _context(assoc, context_id, request._affected_sop_class_uid, _STORAGE)
-    if context is None:
-        return False
-    operate(assoc, _store, assoc, assoc.dimse, request, context)
+        return None
+    return _context(assoc, context_id, request._affected_sop_class_uid, _STORAGE)
+
+
+def serve_beside(
+    assoc: AssociationMixin, threads: HandlerThreads, request: Any, context_id: int
+) -> bool:
+    """Have a C-STORE request served on another thread; before any other than a C-ECHO, wait for those.
+
+    Parameters
+    ----------
+    assoc : AssociationMixin
+        The association, on its own thread.
+    threads : HandlerThreads
+        Its handlers' threads.
+    request : pynetdicom.dimse_primitives.DIMSEPrimitive
+        The request.
+    context_id : int
+        The presentation context ID that it came under.
+
+    Returns
+    -------
+    bool
+        False if the association's thread has to serve the request.
+    """
+    if type(request) is C_STORE:
+        context = _store_context(assoc, request, context_id)
+        if context is not None:
+            # While it waits for a thread, handlers may use the association
+            assoc._is_paused = True
+            threads.run(_store_beside, assoc, request, context)
+            assoc.resume_reactor()
+            return True
+    if type(request) is not C_ECHO:
+        threads.settle()
+    return False
+
+
+def _store_beside(assoc: AssociationMixin, request: Any, context: PresentationContextTuple) -> None:
+    """Do what `operate` does for one of several requests: the association is not its own."""
+    with assoc._serving:
+        try:
+            _store(assoc, assoc.dimse, request, context)
+        except Exception as error:
+            LOGGER.exception(error)
+            assoc.abort()
     answered(request)
-    return True
 
 
 def operate(assoc: Association, scp: Callable[..., None], *args: Any) -> None:

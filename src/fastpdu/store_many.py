@@ -258,10 +258,12 @@ class Pipeline:
     def _send(self, item: Any) -> None:
         """Send the request for an item, and take the answers that are there."""
         assoc = self._assoc
-        if not assoc.is_established:
+        # (what has failed in direct mode ends the association soon)
+        if not assoc.is_established or assoc.dul.direct.has_failed or assoc.dul.is_over:
             while self._in_flight:
                 self._collect(block=True)
-        if self._is_over or not assoc.is_established:
+            self._is_over = True
+        if self._is_over:
             self._refused(
                 item,
                 RuntimeError(

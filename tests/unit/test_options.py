@@ -42,6 +42,7 @@ GOOD: dict[str, tuple[Any, str]] = {
     "send_timeout": (0.5, "0.5"),
     "pdu_timeout": (7.0, " 7 "),
     "async_window": (8, "8"),
+    "handler_threads": (4, "4"),
 }
 BAD_TYPES: dict[str, list[Any]] = {
     **same(("nodelay", "quickack", "cork", "pack_command"), [1, "on", 0.0]),
@@ -54,6 +55,7 @@ BAD_TYPES: dict[str, list[Any]] = {
             "notsent_lowat",
             "max_pdu",
             "async_window",
+            "handler_threads",
         ),
         [True, 1.0, "1"],
     ),
@@ -69,6 +71,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "user_timeout": [0, -1.0, float("nan"), float("inf"), 2**31],
     "max_pdu": [1, 6, -7, 2**24 + 1],
     "async_window": [0, -1, 65536],
+    "handler_threads": [0, -1, 1025],
     "max_message": [-1, 2**63],
     **same(("send_timeout", "pdu_timeout"), [0, -1, float("nan")]),
 }
@@ -83,6 +86,7 @@ BAD_TEXTS: dict[str, list[str]] = {
             "notsent_lowat",
             "max_pdu",
             "async_window",
+            "handler_threads",
         ),
         ["much", "-1", "1.5"],
     ),

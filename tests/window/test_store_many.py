@@ -455,36 +455,29 @@ def test_the_peer_ends_it(pair: kit.World, road: Any, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["abort", "close"])
-def test_acknowledged_before_a_write_fails(pair: kit.World, end: str) -> None:
-    """The peer answers and goes away while we write: its answers are there, and count."""
-    gone = threading.Event()
-
-    def items() -> Iterator[Dataset]:
-        yield data.image(1)
-        yield data.image(2)
-        gone.wait(kit.DEADLINE)
-        while True:
-            # More than fits into the socket: the write fails, sooner or later
-            yield data.image(3, 400_000)
+def test_acknowledged_while_a_write_fails(
+    pair: kit.World, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The peer answers and goes away in the middle of our next request: its answers are there, and count."""
+    # Nobody else reads while we write
+    monkeypatch.setattr("fastpdu.direct.LEASE", 5.0)
 
     def script(peer: raw.Peer) -> None:
         windowed.accept(peer, 50)
-        windowed.answer(peer, *windowed.read(peer, 2))
+        requests = windowed.read(peer, 2)
+        peer.exactly(200_000)
+        windowed.answer(peer, *requests)
         if end == "abort":
             peer.send(raw.ABORT_PDU)
         peer.close()
-        gone.set()
 
     with raw.Acceptor(script) as acceptor:
         assoc = connect(pair, acceptor.address, 50)
-        found = []
-        for result in assoc.send_c_store_many(items()):
-            if result.error is not None:
-                break
-            found.append(result)
-    assert [result.is_answered for result in found[:2]] == [True, True]
-    assert uids(found[:2]) == [uid(1), uid(2)]
-    assert not any(result.is_answered for result in found[2:])
+        items = [data.image(1), data.image(2), data.image(3, 20_000_000), data.image(4)]
+        results = list(assoc.send_c_store_many(items))
+    assert brief(results[:3]) == [(uid(1), 0), (uid(2), 0), (uid(3), None)]
+    assert isinstance(results[3].error, RuntimeError)
+    kit.until(lambda: assoc.is_aborted)
 
 
 def test_no_answer(pair: kit.World, road: Any) -> None:
