@@ -12,6 +12,7 @@ from fastpdu.bench.options import positive
 from fastpdu.bench.progress import progress
 from fastpdu.commands import environment
 from fastpdu.commands import peer as peers
+from fastpdu.requestor import Peer
 
 if TYPE_CHECKING:
     from fastpdu.doctor.figures import Trial
@@ -124,7 +125,7 @@ def main(argv: Sequence[str], prog: str = "fastpdu doctor") -> int:
     return peers.in_json(lambda: _examine(args, peer, about), about, args.json)
 
 
-def _examine(args: argparse.Namespace, peer: peers.Peer, about: dict[str, object]) -> int:
+def _examine(args: argparse.Namespace, peer: Peer, about: dict[str, object]) -> int:
     from fastpdu.doctor import judge, report
 
     trials = _measure(args, peer)
@@ -136,7 +137,7 @@ def _examine(args: argparse.Namespace, peer: peers.Peer, about: dict[str, object
     return judge.exit_status(verdicts)
 
 
-def _measure(args: argparse.Namespace, peer: peers.Peer) -> list[Trial]:
+def _measure(args: argparse.Namespace, peer: Peer) -> list[Trial]:
     from fastpdu.doctor.measure import measure
 
     options = environment.options()

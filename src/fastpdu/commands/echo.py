@@ -11,6 +11,7 @@ from fastpdu.bench.options import positive
 from fastpdu.commands import environment
 from fastpdu.commands import peer as peers
 from fastpdu.latency import Latencies, milliseconds
+from fastpdu.requestor import Peer
 
 DESCRIPTION = """\
 Associates with a DICOM peer, sends C-ECHOs and says how long they took. 'fastpdu doctor' says why.
@@ -81,7 +82,7 @@ def main(argv: Sequence[str], prog: str = "fastpdu echo") -> int:
     return peers.in_json(lambda: _echo(args, peer, about), about, args.json)
 
 
-def _echo(args: argparse.Namespace, peer: peers.Peer, about: dict[str, object]) -> int:
+def _echo(args: argparse.Namespace, peer: Peer, about: dict[str, object]) -> int:
     from pynetdicom import build_context
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import getpass
 import json
-import socket
 import ssl
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastpdu import tls
+from fastpdu import requestor, tls
 from fastpdu.commands import CommandError
+from fastpdu.requestor import Peer
 
 if TYPE_CHECKING:
-    from pynetdicom import evt
     from pynetdicom.presentation import PresentationContext
 
     from fastpdu.association import AssociationMixin
@@ -47,6 +44,41 @@ EXIT_STATUS = """\
 """
 
 
+#: What can be done about each cause.
+REMEDIES = {
+    requestor.NO_HOST.name: "check the name, or give its address",
+    requestor.REFUSED.name: "is the peer running, and listening on this port and address? A firewall may refuse it too",
+    requestor.UNREACHED.name: "is the host up, and does a firewall drop what goes to this port? -to gives it more time",
+    requestor.NO_ROUTE.name: "check the address, and the route to it",
+    requestor.NOT_TRUSTED.name: (
+        "give the peer's CA with --cacert, and HOST as the certificate has it; --no-verify for a test"
+    ),
+    requestor.NO_TLS.name: (
+        "does this port want TLS at all? Leave --tls out if not. Does the peer ask for a certificate (--cert, --key)?"
+    ),
+    requestor.REJECTED.name: "look into the peer's log",
+    requestor.CALLED_TITLE.name: "the peer is not called {peer.called!r}: give its AE title with -aec",
+    requestor.CALLING_TITLE.name: (
+        "the peer does not know {peer.calling!r}: give an AE title that it knows with -aet, or have ours entered there"
+    ),
+    requestor.BUSY.name: "the peer has too many associations at this moment: try again later",
+    requestor.NO_CONTEXT.name: "the peer does not offer this service, or not to this AE title (-aet)",
+    requestor.NOT_DICOM.name: (
+        "is this the DICOM port, not that of a web server? Does the peer want TLS (--tls)?"
+    ),
+    requestor.ABORTED.name: (
+        "look into the peer's log; does it know our AE title {peer.calling!r} (-aet), and its own as "
+        "{peer.called!r} (-aec)?"
+    ),
+    requestor.CLOSED.name: (
+        "is this a DICOM port? Does the peer want TLS (--tls), or know only some addresses or AE titles (-aet, -aec)?"
+    ),
+    requestor.NO_ANSWER.name: (
+        "is this a DICOM port? Does the peer want TLS (--tls)? Is it busy? -ta gives it more time"
+    ),
+}
+
+
 class PeerError(CommandError):
     """The peer cannot be reached, does not want us, or does not go on; `status` says which.
 
@@ -63,50 +95,16 @@ class PeerError(CommandError):
     def __init__(self, message: str, remedy: str | None, status: int) -> None:
         super().__init__(message, remedy, status)
 
+    @classmethod
+    def of(cls, peer: Peer, message: str, cause: requestor.Cause) -> PeerError:
+        """Return the error of an association that did not come about, with the remedy for its cause."""
+        status = next(status for status, kind in KINDS.items() if kind == cause.kind)
+        remedy = REMEDIES.get(cause.name)
+        return cls(message, remedy and remedy.format(peer=peer), status)
+
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
         return {"kind": KINDS[self.status], "message": str(self), "remedy": self.remedy}
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Who is to be talked to, and how.
-
-    Attributes
-    ----------
-    host : str
-        Name or address.
-    port : int
-        TCP port.
-    calling, called : str
-        AE titles: ours and the peer's.
-    connection_timeout, acse_timeout, dimse_timeout : float
-        Seconds: for the TCP connection, for answers to association requests, for DIMSE responses.
-    tls : ssl.SSLContext or None
-        None: no TLS.
-    """
-
-    host: str
-    port: int
-    calling: str
-    called: str
-    connection_timeout: float = 10.0
-    acse_timeout: float = 30.0
-    dimse_timeout: float = 30.0
-    tls: ssl.SSLContext | None = None
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON."""
-        return {
-            "host": self.host,
-            "port": self.port,
-            "calling": self.calling,
-            "called": self.called,
-            "tls": self.tls is not None,
-        }
 
 
 # The command line -----------------------------------------------------------------------------------------------
@@ -294,8 +292,10 @@ def associate(
     PeerError
         If it does not come about, or the peer ends it before it is released.
     """
-    attempt = _Attempt(peer, limit)
-    assoc = attempt.associate(contexts, options)
+    try:
+        assoc = requestor.request(peer, contexts, options, limit=limit)
+    except requestor.AssociationError as error:
+        raise PeerError.of(peer, str(error), error.cause) from error
     try:
         yield assoc
     except BaseException:
@@ -304,13 +304,6 @@ def associate(
         raise
     if assoc.is_established:
         assoc.release()
-
-
-def announced_limit(assoc: AssociationMixin) -> int | None:
-    """Return the maximum length (PS3.8 D.1) that the peer has announced on an association of `associate`."""
-    ae: Any = assoc.ae
-    attempt: _Attempt = ae.attempt
-    return attempt.announced
 
 
 def check_going_on(
@@ -345,202 +338,3 @@ def check_going_on(
         "look into the peer's log: it aborted, or its process has ended",
         ABORTED,
     )
-
-
-class _Attempt:
-    """One association request, and what became of it."""
-
-    def __init__(self, peer: Peer, limit: int | None) -> None:
-        self.peer = peer
-        self.limit = limit
-        self.failure: OSError | None = None  # of the connection
-        self.events: set[str] = set()  # of the state machine (PS3.8 9.2)
-        self.accepted = False
-        self.announced: int | None = None
-
-    def associate(
-        self, contexts: Sequence[PresentationContext], options: TransportOptions | None
-    ) -> AssociationMixin:
-        """Return the association, established, or raise PeerError."""
-        from pynetdicom import evt
-
-        peer = self.peer
-        ae = _ae_class()(peer.calling)
-        ae.attempt = self
-        ae.connection_timeout = peer.connection_timeout
-        ae.acse_timeout = peer.acse_timeout
-        ae.dimse_timeout = peer.dimse_timeout
-        # Only what we wait for ends an association, not a pause between two requests
-        ae.network_timeout = None
-        started = time.perf_counter()
-        try:
-            assoc: AssociationMixin = ae.associate(
-                peer.host,
-                peer.port,
-                contexts=list(contexts),
-                ae_title=peer.called,
-                tls_args=None if peer.tls is None else (peer.tls, peer.host),
-                evt_handlers=[
-                    (evt.EVT_FSM_TRANSITION, self._on_transition),
-                    (evt.EVT_ACCEPTED, self._on_accepted),
-                ],
-                transport=options,
-            )
-        except OSError as error:
-            # The name does not resolve, or the system refuses a socket option
-            self.failure = error
-            raise self._no_connection() from error
-        if not assoc.is_established:
-            raise self._why_not(assoc, time.perf_counter() - started)
-        missing = assoc.rejected_contexts
-        if missing:
-            assoc.release()
-            raise self._no_context(missing)
-        return assoc
-
-    def _on_transition(self, event: evt.Event) -> None:
-        self.events.add(event.fsm_event)
-
-    def _on_accepted(self, event: evt.Event) -> None:
-        from pynetdicom import evt
-        from pynetdicom.pdu_primitives import MaximumLengthNotification
-
-        self.accepted = True
-        # Who watches the state machine takes the association off the fast road
-        event.assoc.unbind(evt.EVT_FSM_TRANSITION, self._on_transition)
-        answer: Any = event.assoc.acceptor.primitive
-        for item in answer.user_information:
-            if isinstance(item, MaximumLengthNotification):
-                self.announced = item.maximum_length_received
-                if self.limit is not None:
-                    most = item.maximum_length_received or self.limit
-                    item.maximum_length_received = min(most, self.limit)
-
-    # Why not ----------------------------------------------------------------------------------------------------
-
-    def _why_not(self, assoc: AssociationMixin, waited: float) -> PeerError:
-        peer = self.peer
-        # A handler hears of a transition after the primitive that it has brought about
-        assoc.dul.wait_dead(1.0)
-        if self.failure is not None:
-            return self._no_connection()
-        if assoc.is_rejected:
-            return self._rejected(assoc.acceptor.primitive)
-        if self.accepted and not assoc.accepted_contexts:
-            return self._no_context(assoc.rejected_contexts)
-        if "Evt19" in self.events:
-            return PeerError(
-                f"{peer} answered with something that is not DICOM",
-                "is this the DICOM port, not that of a web server? Does the peer want TLS (--tls)?",
-                ABORTED,
-            )
-        if "Evt16" in self.events:
-            return PeerError(
-                f"{peer} aborted the association request",
-                f"look into the peer's log; does it know our AE title {peer.calling!r} (-aet), and its own as "
-                f"{peer.called!r} (-aec)?",
-                ABORTED,
-            )
-        if waited >= peer.acse_timeout * 0.99:
-            return PeerError(
-                f"{peer} took the connection, and did not answer the association request within "
-                f"{peer.acse_timeout:g} s",
-                "is this a DICOM port? Does the peer want TLS (--tls)? Is it busy? -ta gives it more time",
-                TIMEOUT,
-            )
-        return PeerError(
-            f"{peer} closed the connection in place of an answer to the association request",
-            "is this a DICOM port? Does the peer want TLS (--tls), or know only some addresses or AE titles "
-            "(-aet, -aec)?",
-            ABORTED,
-        )
-
-    def _no_connection(self) -> PeerError:
-        peer, error = self.peer, self.failure
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return PeerError(
-                f"the certificate of {peer} is not trusted: {error.verify_message}",
-                "give the peer's CA with --cacert, and HOST as the certificate has it; --no-verify for a test",
-                TLS_FAILED,
-            )
-        if isinstance(error, ssl.SSLError) or (
-            peer.tls is not None and isinstance(error, ConnectionResetError)
-        ):
-            return PeerError(
-                f"no TLS with {peer}: {error}",
-                "does this port want TLS at all? Leave --tls out if not. Does the peer ask for a certificate "
-                "(--cert, --key)?",
-                TLS_FAILED,
-            )
-        if isinstance(error, socket.gaierror):
-            return PeerError(
-                f"there is no host {peer.host!r}: {error.strerror}",
-                "check the name, or give its address",
-                NO_CONNECTION,
-            )
-        if isinstance(error, ConnectionRefusedError):
-            return PeerError(
-                f"{peer} refuses the connection",
-                "is the peer running, and listening on this port and address? A firewall may refuse it too",
-                NO_CONNECTION,
-            )
-        if isinstance(error, TimeoutError):
-            return PeerError(
-                f"no connection to {peer} within {peer.connection_timeout:g} s",
-                "is the host up, and does a firewall drop what goes to this port? -to gives it more time",
-                NO_CONNECTION,
-            )
-        remedy = None
-        if error is not None and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-            remedy = "check the address, and the route to it"
-        return PeerError(f"no connection to {peer}: {error}", remedy, NO_CONNECTION)
-
-    def _rejected(self, answer: Any) -> PeerError:
-        peer = self.peer
-        source, reason = answer.result_source, answer.diagnostic
-        text = f"{peer} rejected the association: {answer.reason_str.lower()} (source {source}, reason {reason})"
-        remedy = "look into the peer's log"
-        if (source, reason) == (1, 7):
-            remedy = f"the peer is not called {peer.called!r}: give its AE title with -aec"
-        elif (source, reason) == (1, 3):
-            remedy = (
-                f"the peer does not know {peer.calling!r}: give an AE title that it knows with -aet, or have ours "
-                "entered there"
-            )
-        elif source == 3:
-            remedy = "the peer has too many associations at this moment: try again later"
-        return PeerError(text, remedy, REJECTED)
-
-    def _no_context(self, missing: Sequence[PresentationContext]) -> PeerError:
-        names = [context.abstract_syntax.name for context in missing if context.abstract_syntax]
-        return PeerError(
-            f"{self.peer} accepts the association, but not {', '.join(names)}",
-            "the peer does not offer this service, or not to this AE title (-aet)",
-            REJECTED,
-        )
-
-
-def _ae_class() -> Any:
-    """Return an AE that tells an `_Attempt` why there was no connection: pynetdicom only logs it."""
-    from pynetdicom.transport import AssociationSocket
-
-    from fastpdu.ae import AE
-
-    class _Socket(AssociationSocket):
-        def _shutdown_socket(self) -> None:
-            error = sys.exc_info()[1]
-            # Called while connect() handles the error
-            if isinstance(error, OSError) and not self._is_connected:
-                ae: Any = self.assoc.ae
-                ae.attempt.failure = error
-            super()._shutdown_socket()
-
-    class _AE(AE):
-        attempt: _Attempt
-
-        def _create_socket(self, *args: Any, **kwargs: Any) -> AssociationSocket:
-            sock = super()._create_socket(*args, **kwargs)
-            sock.__class__ = _Socket
-            return sock
-
-    return _AE

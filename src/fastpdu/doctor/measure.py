@@ -16,6 +16,7 @@ from fastpdu.commands import CommandError
 from fastpdu.commands import peer as peers
 from fastpdu.doctor.figures import Trial
 from fastpdu.options import TransportOptions
+from fastpdu.requestor import Peer, announced_limit
 
 if TYPE_CHECKING:
     from fastpdu.stats import TransportStats
@@ -33,7 +34,7 @@ def has_quickack() -> bool:
 
 
 def measure(
-    peer: peers.Peer,
+    peer: Peer,
     *,
     echoes: int,
     stores: int = 0,
@@ -110,7 +111,7 @@ def _images(directory: Path, count: int) -> list[str]:
 
 
 def _trial(
-    peer: peers.Peer,
+    peer: Peer,
     base: TransportOptions,
     ack: bool | None,
     limit: int,
@@ -154,7 +155,7 @@ def _trial(
                 "look into the peer's log; a failure tells nothing about its speed",
             )
         after = assoc.transport_stats()
-        peer_limit = peers.announced_limit(assoc)
+        peer_limit = announced_limit(assoc)
     return _figures(
         operation, ack, limit, peer_limit, latencies, failures, before, after, associated
     )
