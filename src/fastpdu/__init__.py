@@ -12,6 +12,7 @@ from fastpdu.compatibility import IncompatibleError
 from fastpdu.filestore import FileStore, StoredInstance
 from fastpdu.options import TransportOptions
 from fastpdu.patch import install, installed, is_installed, uninstall
+from fastpdu.sender import Sender
 from fastpdu.stats import TcpInfo, TransportStats
 from fastpdu.store_many import StoreResult
 
@@ -22,6 +23,7 @@ __all__ = [
     "FileStore",
     "IncompatibleError",
     "StoreResult",
+    "Sender",
     "StoredInstance",
     "TcpInfo",
     "TransportOptions",

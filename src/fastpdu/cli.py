@@ -21,6 +21,8 @@ from fastpdu.commands import CommandError
 COMMANDS = {
     "run": "run an unmodified pynetdicom application on the fast transport",
     "bench": "measure 1000 CT images beside stock pynetdicom and the raw-socket floor",
+    "send": "send files and directories to a peer, and go on after a failure",
+    "recv": "receive instances into files",
     "echo": "C-ECHO a peer and show the latencies",
     "doctor": "find out where the time goes between us and a peer, and what helps",
 }
@@ -29,12 +31,14 @@ examples:
   fastpdu run my_pacs.py --port 11112       like: python my_pacs.py --port 11112
   fastpdu run -m pynetdicom storescp 11112  like: python -m pynetdicom storescp 11112
   fastpdu bench                             is it fast on this machine?
+  fastpdu send pacs.example 104 study/      send a directory
+  fastpdu recv 11112 received/              store what comes into files
   fastpdu echo pacs.example 104 -aec PACS   is the peer there?
   fastpdu doctor pacs.example 104           why is it slow?
   fastpdu COMMAND --help                    all about a command
 
 exit status: 0 success, 1 failure, 2 wrong usage, 130 interrupted (Ctrl-C).
-'fastpdu run' exits as the application does; 'echo' and 'doctor' have more (--help).
+'fastpdu run' exits as the application does; 'send', 'echo' and 'doctor' have more (--help).
 """
 FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 

@@ -1,0 +1,432 @@
+"""`fastpdu send`: files and directories to a DICOM peer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from fastpdu.bench.options import positive
+from fastpdu.commands import CommandError, environment, live
+from fastpdu.commands import peer as peers
+
+if TYPE_CHECKING:
+    from fastpdu.requestor import Peer
+    from fastpdu.sender import Report, Sender
+
+DESCRIPTION = """\
+Sends DICOM files to a peer, each as it is: one presentation context for each combination of SOP class and transfer
+syntax among the files. Directories are looked through with all that is below them. What is no DICOM file is skipped.
+
+What fails for the moment is tried again: no connection, an association rejected for now, a lost association, a peer
+without room (A7xxH). With --resume, a journal notes each file that the peer has acknowledged: the same command
+again goes on where the last one was stopped or killed, and sends none of them twice.
+"""
+EPILOG = f"""\
+examples:
+  fastpdu send pacs.example 104 study/ -aec PACS            a directory
+  fastpdu send pacs.example 104 archive/ --associations 4   over up to four associations
+  fastpdu send pacs.example 104 archive/ --resume archive.journal   killed? The same command again goes on
+  fastpdu send pacs.example 104 archive/ --rate 20M         20 MB/s on the average
+  fastpdu send pacs.example 2762 study/ --cacert ca.pem --cert me.pem
+  find archive -name '*.dcm' -newer mark | fastpdu send pacs.example 104 -
+
+Ctrl-C: no new file is sent, the answers to those on their way are waited for; twice: abort.
+
+exit status:
+  0 everything was sent
+  1 a file was not sent (failure status, unreadable, with --strict: no DICOM), or there was none to be sent
+{peers.EXIT_STATUS.split(chr(10), 1)[1].replace("130 interrupted (Ctrl-C)", "130 interrupted (Ctrl-C), 143 terminated")}"""
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+
+
+def _rate(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d*)?)([kmg]?)", text.lower())
+    value = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if value <= 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a rate: bytes per second, more than 0, as in 500k, 20M or 1.5G"
+        )
+    return value
+
+
+def _count(text: str) -> int:
+    return 0 if text == "0" else positive(text)
+
+
+def max_pdu(text: str) -> int:
+    """Read a maximum length of PDUs: 0, or the least length that makes sense to 16 MiB."""
+    from fastpdu.engine import HARD_PDU_CAP
+
+    if text != "0" and not (text.isdecimal() and 1024 <= int(text) <= HARD_PDU_CAP):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a PDU size: 0 (no limit), or 1024 to {HARD_PDU_CAP} bytes"
+        )
+    return int(text)
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [options] HOST PORT PATH [PATH ...]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    peers.add_arguments(parser, "FASTPDU")
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="a file, a directory, or - for paths on stdin, one on a line",
+    )
+    add = parser.add_argument_group("how fast").add_argument
+    add(
+        "--associations",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="associations at the same time, at most (default: %(default)s)",
+    )
+    add(
+        "--window",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="requests on their way on each, at most, if the peer agrees (default: %(default)s)",
+    )
+    add(
+        *("-pdu", "--max-pdu"),
+        type=max_pdu,
+        metavar="N",
+        help="maximum PDU length that we announce, in bytes (default: 16382; 0: no limit)",
+    )
+    add("--rate", type=_rate, metavar="N", help="bytes per second: 500k, 20M (default: no limit)")
+    add = parser.add_argument_group("when something goes wrong").add_argument
+    add(
+        *("--resume", "--journal"),
+        dest="journal",
+        metavar="JOURNAL",
+        help="file that notes what was acknowledged; what is in it is not sent again",
+    )
+    add(
+        "--retries",
+        type=_count,
+        default=5,
+        metavar="N",
+        help="new attempts, one after another, before giving up (default: %(default)s)",
+    )
+    add(
+        "--retry-delay",
+        type=peers.seconds,
+        default=1.0,
+        metavar="S",
+        help="seconds before the first of them; it doubles each time, up to 60 (default: %(default)g)",
+    )
+    add(
+        "--transcode",
+        action="store_true",
+        help="let pynetdicom convert between Explicit and Implicit VR Little Endian where the peer takes only the other",
+    )
+    add("--strict", action="store_true", help="a file that is no DICOM file is a failure")
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="print the report as JSON")
+    add(*("-q", "--quiet"), action="store_true", help="no progress and no warnings")
+    add(*("-v", "--verbose"), action="store_true", help="say which files are skipped, too")
+    add(
+        *("-d", "--debug"), action="store_true", help="show pynetdicom's debug log on stderr (slow)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str], prog: str = "fastpdu send") -> int:
+    """Send files.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        The arguments.
+    prog : str
+        The name for messages.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    parser = _parser(prog)
+    args = parser.parse_args(list(argv))
+    if "-" in args.paths and len(args.paths) > 1:
+        parser.error("- (paths on stdin) does not go with other paths")
+    for path in args.paths:
+        if path != "-" and not os.path.lexists(path):
+            raise CommandError(
+                f"there is no file or directory {live.printable(path)!r}", "check the path", 2
+            )
+    peer = peers.from_arguments(args)
+    if args.debug:
+        from pynetdicom import debug_logger
+
+        debug_logger()
+    return _send(args, peer)
+
+
+def _send(args: argparse.Namespace, peer: Peer) -> int:
+    from fastpdu.sender import JournalError, Sender
+
+    sender = Sender(
+        peer.host,
+        peer.port,
+        ae_title=peer.calling,
+        called_ae_title=peer.called,
+        associations=args.associations,
+        window=args.window,
+        max_pdu=args.max_pdu,
+        tls=peer.tls,
+        journal=args.journal,
+        retries=args.retries,
+        retry_delay=args.retry_delay,
+        transcode=args.transcode,
+        rate=args.rate,
+        strict=args.strict,
+        connection_timeout=peer.connection_timeout,
+        acse_timeout=peer.acse_timeout,
+        dimse_timeout=peer.dimse_timeout,
+        transport=environment.options(),
+    )
+    stdin = _Lines() if args.paths == ["-"] else None
+    view = _View(sender)
+    shown = live.display(view.summary, view.rows, view.share, quiet=args.quiet)
+    with ExitStack() as stack:
+        if not args.quiet and stdin is None:
+            view.count(args.paths)
+            stack.callback(view.close)
+        stack.enter_context(_logged(shown, args))
+        stack.enter_context(shown)
+        stopper = stack.enter_context(_Stopper(sender, stdin, shown))
+        try:
+            report = sender.send(args.paths if stdin is None else stdin)
+        except JournalError as error:
+            raise CommandError(
+                str(error), "give another file with --resume, or wait for the other run", 2
+            ) from error
+        except OSError as error:
+            if error.filename != args.journal:
+                raise
+            raise CommandError(
+                f"the journal {args.journal} cannot be used: {error.strerror}",
+                "give a file that can be written with --resume",
+                2,
+            ) from error
+    return _conclude(args, peer, report, stopper.signal)
+
+
+def _conclude(args: argparse.Namespace, peer: Peer, report: Report, stopped: int | None) -> int:
+    """Print the report, and return the exit status or raise what has ended the run."""
+    error: CommandError | None = None
+    status = 0 if report.is_success else 1
+    given_up = report.given_up
+    if stopped is not None and report.is_cancelled:
+        status = 128 + stopped
+    elif given_up is not None:
+        if given_up.cause is None:
+            error = CommandError(given_up.message)
+        else:
+            error = peers.PeerError.of(peer, given_up.message, given_up.cause)
+        status = error.status
+    elif not report.failed and not report.sent + report.already_sent:
+        error = CommandError("there was no DICOM file to be sent", "check the paths; -v says why")
+        status = error.status
+    if args.json:
+        content = {"schema": 1, "peer": peer.as_dict(), "exit_status": status, **report.as_dict()}
+        # (ASCII: a path may have bytes that are no text)
+        print(json.dumps(content, indent=2))
+    else:
+        _print(report)
+    if status > 128:
+        resume = "; the same command goes on" if args.journal else ""
+        print(f"interrupted{resume}", file=sys.stderr)
+    if error is not None:
+        raise error
+    return status
+
+
+def _print(report: Report) -> None:
+    seconds = max(report.seconds, 1e-3)
+    print(
+        f"{report.sent} sent ({live.size(report.bytes)}, {live.size(report.bytes / seconds)}/s, {seconds:.3g} s)"
+    )
+    for count, text in (
+        (report.warnings, "of them with a warning"),
+        (report.already_sent, "already sent, by the journal"),
+        (report.duplicates, "found twice"),
+        (report.skipped, "skipped: no DICOM files"),
+        (report.retries, "sent again"),
+        (report.failed, "NOT sent"),
+        (report.not_sent, "not sent any more"),
+    ):
+        if count:
+            print(f"{count} {text}")
+    for failure in report.failures[:20]:
+        print(f"  {live.printable(failure.path)}: {failure.reason}")
+    if report.failed > 20:
+        print(f"  and {report.failed - 20} more (--json lists them)")
+
+
+def _logged(shown: live.Display, args: argparse.Namespace) -> ExitStack:
+    """Have the sender's log lines shown."""
+    logger = logging.getLogger("fastpdu.sender")
+    handler = live.LogLines(shown)
+    level = logging.CRITICAL if args.quiet else logging.INFO if args.verbose else logging.WARNING
+    handler.setLevel(level)
+    before, propagates = logger.level, logger.propagate
+    logger.setLevel(level)
+    logger.propagate = False
+    logger.addHandler(handler)
+    stack = ExitStack()
+    stack.callback(logger.removeHandler, handler)
+    stack.callback(logger.setLevel, before)
+    stack.callback(setattr, logger, "propagate", propagates)
+    return stack
+
+
+class _Lines:
+    """The paths on stdin, one on a line.
+
+    Attributes
+    ----------
+    is_waiting : bool
+        Whether it waits for the next line: then a signal has to interrupt it.
+    """
+
+    is_waiting = False
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            try:
+                self.is_waiting = True
+                line = sys.stdin.buffer.readline()
+            except KeyboardInterrupt:
+                return
+            finally:
+                self.is_waiting = False
+            if not line:
+                return
+            path = os.fsdecode(line.rstrip(b"\r\n"))
+            if path:
+                yield path
+
+
+class _Stopper:
+    """Turns SIGINT and SIGTERM into `Sender.cancel`: softly, then at once.
+
+    Attributes
+    ----------
+    signal : int or None
+        The first one that came.
+    """
+
+    def __init__(self, sender: Sender, lines: _Lines | None, shown: live.Display) -> None:
+        self.signal: int | None = None
+        self._sender = sender
+        self._lines = lines
+        self._shown = shown
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Stopper:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._sender.cancel(at_once=self.signal is not None)
+        if self.signal is None:
+            self.signal = number
+        if self._lines is not None and self._lines.is_waiting:
+            raise KeyboardInterrupt
+
+
+class _View:
+    """What is shown of a sender, and of the files that it will come to."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._rate = live.Rate()
+        self._files = self._bytes = 0
+        self._is_counted = self._is_closed = False
+
+    def count(self, paths: Sequence[str]) -> None:
+        """Begin to count files and bytes, on a thread of its own."""
+        threading.Thread(target=self._count, args=(paths,), daemon=True).start()
+
+    def close(self) -> None:
+        """Stop counting."""
+        self._is_closed = True
+
+    def _count(self, paths: Sequence[str]) -> None:
+        from fastpdu.sender.files import walk
+
+        for path in walk(paths):
+            if self._is_closed:
+                return
+            self._files += 1
+            if isinstance(path, str):
+                try:
+                    self._bytes += os.stat(path).st_size
+                except OSError:
+                    continue
+        self._is_counted = True
+
+    def share(self) -> float | None:
+        """Return how much is done, if that is known."""
+        progress = self._sender.progress()
+        if progress is None or not self._is_counted or not self._bytes:
+            return None
+        return min(1.0, progress.bytes_done / self._bytes)
+
+    def summary(self) -> str:
+        """Return a line that says how far it is."""
+        progress = self._sender.progress()
+        if progress is None:
+            return "looking for files"
+        rate = self._rate.update(progress.bytes)
+        done = progress.sent + progress.already_sent + progress.failed + progress.skipped
+        text = f"{done}"
+        if self._is_counted:
+            text += f" of {self._files}"
+        text += f" files, {live.size(progress.bytes_done)}"
+        if self._is_counted:
+            text += f" of {live.size(self._bytes)}"
+        text += f", {live.size(rate)}/s"
+        left = self._bytes - progress.bytes_done
+        if self._is_counted and rate > 0 and left > 0:
+            text += f", {live.duration(left / rate)} to go"
+        for count, what in ((progress.failed, "failed"), (progress.skipped, "skipped")):
+            if count:
+                text += f", {count} {what}"
+        return text
+
+    def rows(self) -> list[list[str]]:
+        """Return a row for each association."""
+        progress = self._sender.progress()
+        if progress is None:
+            return []
+        return [
+            [f"#{one.number}", one.state, f"{one.sent} files", live.size(one.bytes)]
+            for one in progress.associations
+        ]
