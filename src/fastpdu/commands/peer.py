@@ -110,13 +110,14 @@ class PeerError(CommandError):
 # The command line -----------------------------------------------------------------------------------------------
 
 
-def _title(text: str) -> str:
-    title = text.strip(" ")
-    if not 0 < len(title) <= 16 or not title.isascii() or not title.isprintable() or "\\" in title:
+def title(text: str) -> str:
+    """Read an AE title."""
+    name = text.strip(" ")
+    if not 0 < len(name) <= 16 or not name.isascii() or not name.isprintable() or "\\" in name:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an AE title: 1 to 16 ASCII characters, without a backslash"
         )
-    return title
+    return name
 
 
 def _port(text: str) -> int:
@@ -155,7 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser, calling: str) -> None:
     ):
         add(
             *(option, long),
-            type=_title,
+            type=title,
             default=default,
             metavar="AET",
             help=f"{text} (default: %(default)s)",

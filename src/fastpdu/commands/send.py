@@ -31,7 +31,7 @@ What fails for the moment is tried again: no connection, an association rejected
 without room (A7xxH). With --resume, a journal notes each file that the peer has acknowledged: the same command
 again goes on where the last one was stopped or killed, and sends none of them twice.
 """
-EPILOG = f"""\
+EPILOG = """\
 examples:
   fastpdu send pacs.example 104 study/ -aec PACS            a directory
   fastpdu send pacs.example 104 archive/ --associations 4   over up to four associations
@@ -45,7 +45,12 @@ Ctrl-C: no new file is sent, the answers to those on their way are waited for; t
 exit status:
   0 everything was sent
   1 a file was not sent (failure status, unreadable, with --strict: no DICOM), or there was none to be sent
-{peers.EXIT_STATUS.split(chr(10), 1)[1].replace("130 interrupted (Ctrl-C)", "130 interrupted (Ctrl-C), 143 terminated")}"""
+  2 wrong usage, or a journal that cannot be used
+or, if it was given up:
+  3 no connection   4 rejected   5 aborted, or the peer closed the connection or does not speak DICOM
+  6 no answer in time   7 TLS failed
+  130 interrupted (Ctrl-C)   143 terminated
+"""
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
@@ -136,7 +141,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--transcode",
         action="store_true",
-        help="let pynetdicom convert between Explicit and Implicit VR Little Endian where the peer takes only the other",
+        help="let pynetdicom convert between Explicit and Implicit VR Little Endian, if the peer takes only the other",
     )
     add("--strict", action="store_true", help="a file that is no DICOM file is a failure")
     add = parser.add_argument_group("output").add_argument

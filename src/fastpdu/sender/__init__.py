@@ -1,7 +1,7 @@
 """Sending many files to one destination.
 
-`Sender` (`sender`) finds the files (`files`), its `Worker`s (`worker`) take them from a `Backlog` (`backlog`), each over
-an association of its own; what they share, and the books, are in a `Run` (`run`). `journal` remembers what was
+`Sender` (`sender`) finds the files (`files`), its `Worker`s (`worker`) take them from a `Backlog` (`backlog`), each
+over an association of its own; what they share, and the books, are in a `Run` (`run`). `journal` remembers what was
 acknowledged, `pacing` knows how fast and how patiently, `report` is what users are told.
 """
 

@@ -37,8 +37,8 @@ class Sender:
 
     Presentation contexts are chosen from the files: one for each combination of SOP class and transfer syntax, so that
     the peer's choice never asks for a conversion. What fails for the moment (no connection, an association rejected for
-    now, a lost association, statuses A7xxH and 0213H) is tried again, with waits that get longer. A file is *sent* when a
-    response with Success or a Warning was read; if it is not known whether it has arrived, it is sent again.
+    now, a lost association, statuses A7xxH and 0213H) is tried again, with waits that get longer. A file is *sent* when
+    a response with Success or a Warning was read; if it is not known whether it has arrived, it is sent again.
 
     Parameters
     ----------

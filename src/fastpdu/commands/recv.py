@@ -1,0 +1,626 @@
+"""`fastpdu recv`: a storage SCP that writes what it is sent into files."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import getpass
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from fastpdu.bench.options import positive
+from fastpdu.commands import CommandError, environment, live
+from fastpdu.commands import peer as peers
+from fastpdu.commands.send import max_pdu
+
+if TYPE_CHECKING:
+    import ssl
+
+    from pynetdicom import evt
+
+    from fastpdu.filestore import StoredInstance
+
+DESCRIPTION = """\
+Receives DICOM instances and writes each into a file below DIR: every storage SOP class of the standard, every transfer
+syntax, as it comes. A file appears under its name when it is complete; only then is its sender told Success.
+"""
+EPILOG = """\
+examples:
+  fastpdu recv 11112 received/
+  fastpdu recv 11112 archive/ --layout '{StudyInstanceUID}/{SeriesInstanceUID}/{SOPInstanceUID}.dcm'
+  fastpdu recv 11112 archive/ --existing keep --durability directory
+  fastpdu recv 2762 received/ --cert me.pem --key me.key --cacert clients.pem     TLS, and who may send
+  fastpdu recv 0 received/ --json     any free port: the first line says which
+
+Ctrl-C or SIGTERM: no new association is accepted, answers that are due are sent, all associations are aborted.
+Whatever was acknowledged is in its file. Twice: at once.
+
+exit status: 0 stopped by a signal, 1 cannot listen or write, 2 wrong usage, 130 stopped at once (Ctrl-C twice).
+"""
+# Seconds: for answers that are due when it is stopped; for associations that were aborted to end
+_GRACE, _LAST_WORDS = 10.0, 5.0
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a port: a number from 1 to 65535, or 0 for any that is free"
+        )
+    return int(text)
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    from fastpdu.filestore import DURABILITY, EXISTING
+    from fastpdu.layouts import DEFAULT_LAYOUT
+
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [options] PORT DIR",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("port", metavar="PORT", type=_port, help="TCP port; 0: any that is free")
+    parser.add_argument("directory", metavar="DIR", help="where the files go; made if not there")
+    add = parser.add_argument_group("files").add_argument
+    add(
+        "--layout",
+        default=DEFAULT_LAYOUT,
+        metavar="TEMPLATE",
+        help=f"path of a file below DIR (default: {DEFAULT_LAYOUT}); see docs/files.md",
+    )
+    add(
+        "--existing",
+        choices=EXISTING,
+        default="replace",
+        help="what to do if there is a file of that name (default: %(default)s)",
+    )
+    add(
+        "--durability",
+        choices=DURABILITY,
+        default="none",
+        help="what must be on the disk before the sender is told Success (default: %(default)s)",
+    )
+    add = parser.add_argument_group("associations").add_argument
+    add(
+        *("-aet", "--ae-title"),
+        type=peers.title,
+        default="FASTPDU",
+        metavar="AET",
+        help="our AE title (default: %(default)s); peers may call us by any",
+    )
+    add(
+        "--only-called",
+        action="store_true",
+        help="reject associations that call us by another AE title",
+    )
+    add(
+        "--only-from",
+        type=peers.title,
+        action="append",
+        default=[],
+        metavar="AET",
+        help="reject associations of other AE titles than this; may be given several times",
+    )
+    add(
+        *("-ba", "--bind"),
+        default="",
+        metavar="ADDRESS",
+        help="address to listen at (default: all)",
+    )
+    add(
+        "--max-associations",
+        type=positive,
+        default=100,
+        metavar="N",
+        help="associations at the same time; others are rejected for the moment (default: %(default)s)",
+    )
+    add(
+        *("-pdu", "--max-pdu"),
+        type=max_pdu,
+        metavar="N",
+        help="maximum PDU length that we announce, in bytes (default: 16382; 0: no limit)",
+    )
+    add(
+        *("-pm", "--promiscuous"),
+        action="store_true",
+        help="accept any SOP class, private ones and those that are newer than this program, too",
+    )
+    for option, long, wait, text in (
+        ("-ta", "--acse-timeout", 30.0, "for an association request, and its end"),
+        (
+            "-tn",
+            "--network-timeout",
+            60.0,
+            "for the next message, before an association is aborted",
+        ),
+    ):
+        add(
+            *(option, long),
+            type=peers.seconds,
+            default=wait,
+            metavar="S",
+            help=f"seconds to wait {text} (default: %(default)g)",
+        )
+    add = parser.add_argument_group("TLS").add_argument
+    add("--cert", metavar="FILE", help="PEM file of our certificate: use TLS")
+    add("--key", metavar="FILE", help="PEM file of its key, if it is not in the same file")
+    add(
+        "--cacert",
+        metavar="FILE",
+        help="PEM file of the CAs of our peers: each has to have a certificate (mutual TLS)",
+    )
+    add = parser.add_argument_group("output").add_argument
+    add("--json", action="store_true", help="print a line of JSON for each event on stdout")
+    add(*("-q", "--quiet"), action="store_true", help="show no statistics")
+    add(
+        *("-d", "--debug"), action="store_true", help="show pynetdicom's debug log on stderr (slow)"
+    )
+    return parser
+
+
+def main(argv: Sequence[str], prog: str = "fastpdu recv") -> int:
+    """Receive files until a signal comes.
+
+    Parameters
+    ----------
+    argv : sequence of str
+        The arguments.
+    prog : str
+        The name for messages.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    args = _parser(prog).parse_args(list(argv))
+    context = _tls_context(args)
+    if args.debug:
+        from pynetdicom import debug_logger
+
+        debug_logger()
+    books = _Books(args.json)
+    ae = _ae(args)
+    store = _store(args, books)
+    # Before there is anything to be lost
+    with _Signals() as signals:
+        server = _listen(args, ae, store, books, context)
+        try:
+            return _serve(args, ae, server, books, signals)
+        finally:
+            books.flush()
+
+
+def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
+    if args.cert is None:
+        if args.key or args.cacert:
+            raise CommandError("--key and --cacert need --cert: our own certificate", status=2)
+        return None
+    from fastpdu import tls
+
+    try:
+        return tls.server_context(
+            args.cert,
+            args.key,
+            password=_ask_password if sys.stdin.isatty() else None,
+            client_ca=args.cacert,
+        )
+    except (OSError, ValueError) as error:
+        raise CommandError(
+            f"TLS is not possible: {error}", "give PEM files that can be read", 2
+        ) from error
+
+
+def _ask_password() -> str:
+    return getpass.getpass("password of the key: ")
+
+
+def _ae(args: argparse.Namespace) -> Any:
+    from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config
+    from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+
+    from fastpdu.ae import AE
+
+    ae: Any = AE(args.ae_title, transport=environment.options())
+    for context in AllStoragePresentationContexts:
+        ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+    ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
+    ae.maximum_associations = args.max_associations
+    ae.acse_timeout = args.acse_timeout
+    ae.network_timeout = args.network_timeout
+    ae.require_called_aet = args.only_called
+    ae.require_calling_aet = args.only_from
+    if args.max_pdu is not None:
+        ae.maximum_pdu_size = args.max_pdu
+    if args.promiscuous:
+        _config.UNRESTRICTED_STORAGE_SERVICE = True
+    return ae
+
+
+def _store(args: argparse.Namespace, books: _Books) -> Any:
+    from fastpdu.filestore import FileStore
+
+    class Store(FileStore):
+        """A FileStore whose statuses are entered into the books."""
+
+        def __call__(self, event: evt.Event) -> Any:
+            books.begun(event.assoc)
+            try:
+                status = super().__call__(event)
+            except BaseException:
+                books.answered(event.assoc)
+                raise
+            if status != 0:
+                books.refused(event, status)
+            return status
+
+    try:
+        store = Store(
+            args.directory,
+            layout=args.layout,
+            existing=args.existing,
+            durability=args.durability,
+            on_stored=books.stored,
+        )
+    except ValueError as error:
+        raise CommandError(str(error), "see docs/files.md for layouts", 2) from error
+    except OSError as error:
+        raise CommandError(
+            f"the directory {live.printable(args.directory)} cannot be made: {error.strerror}",
+            "give one below which files can be written",
+        ) from error
+    if not os.access(args.directory, os.W_OK | os.X_OK):
+        raise CommandError(
+            f"no files can be written into {live.printable(args.directory)}",
+            "check the owner and permissions of the directory",
+        )
+    return store
+
+
+def _listen(
+    args: argparse.Namespace, ae: Any, store: Any, books: _Books, context: ssl.SSLContext | None
+) -> Any:
+    from pynetdicom import evt
+
+    try:
+        return ae.start_server(
+            (args.bind, args.port),
+            block=False,
+            ssl_context=context,
+            evt_handlers=[
+                (evt.EVT_C_STORE, store),
+                (evt.EVT_ACCEPTED, books.accepted),
+                (evt.EVT_REJECTED, books.rejected),
+                (evt.EVT_CONN_CLOSE, books.closed),
+            ],
+        )
+    except OSError as error:
+        remedies = {
+            errno.EADDRINUSE: "another program has this port: stop it, or give another port",
+            errno.EACCES: "ports below 1024 need the right to: give a higher one",
+            errno.EADDRNOTAVAIL: "this host has no such address (--bind)",
+        }
+        where = f"port {args.port}" + (f" of {args.bind}" if args.bind else "")
+        raise CommandError(
+            f"cannot listen at {where}: {error.strerror or error}", remedies.get(error.errno or 0)
+        ) from error
+
+
+def _serve(args: argparse.Namespace, ae: Any, server: Any, books: _Books, signals: _Signals) -> int:
+    host, port = server.server_address[:2]
+    view = _View(ae, books)
+    shown = live.display(view.summary, view.rows, quiet=args.quiet)
+    with ExitStack() as stack:
+        stack.enter_context(_logged(shown))
+        # The line that scripts wait for: there is somebody who listens now
+        if args.json:
+            books.event(
+                "listening", host=host, port=port, ae_title=args.ae_title, tls=bool(args.cert)
+            )
+        else:
+            where = f"{host}:{port}" if host not in ("", "0.0.0.0", "::") else f"port {port}"
+            print(
+                f"{args.ae_title} listens at {where}; files go to {live.printable(args.directory)}",
+                flush=True,
+            )
+        stack.enter_context(shown)
+        number = signals.wait()
+        shown.say("stopping: answers that are due are sent; once more: at once")
+        is_soft = _stop(ae, server, books, signals)
+    status = 0 if is_soft else 128 + number
+    if args.json:
+        books.event("stopped", exit_status=status, **books.totals())
+    else:
+        print(books.conclusion())
+    return status
+
+
+def _stop(ae: Any, server: Any, books: _Books, signals: _Signals) -> bool:
+    """End everything, and say whether there was time for answers that were due."""
+    # Its thread looks up every half second; nobody is accepted meanwhile who is not aborted below
+    shutdown = threading.Thread(target=server.shutdown, daemon=True)
+    shutdown.start()
+    deadline = time.monotonic() + _GRACE
+    is_soft = True
+    while True:
+        established = [assoc for assoc in server.active_associations if assoc.is_established]
+        for assoc in established:
+            if not is_soft or not books.is_answering(assoc):
+                assoc.abort()
+        if not shutdown.is_alive() and not any(
+            assoc.is_established for assoc in server.active_associations
+        ):
+            break
+        if signals.wait(0.01) is not None:
+            is_soft = False
+            break
+        if time.monotonic() > deadline:
+            break
+    for assoc in server.active_associations:
+        if assoc.is_established:
+            assoc.abort()
+    if is_soft:
+        shutdown.join(_LAST_WORDS)
+        deadline = time.monotonic() + _LAST_WORDS
+        for assoc in server.active_associations:
+            assoc.join(max(0.0, deadline - time.monotonic()))
+    return is_soft
+
+
+def _logged(shown: live.Display) -> ExitStack:
+    """Have what went wrong shown above the display."""
+    logger = logging.getLogger("fastpdu.filestore")
+    handler = live.LogLines(shown)
+    handler.setLevel(logging.WARNING)
+    propagates = logger.propagate
+    logger.propagate = False
+    logger.addHandler(handler)
+    stack = ExitStack()
+    stack.callback(logger.removeHandler, handler)
+    stack.callback(setattr, logger, "propagate", propagates)
+    return stack
+
+
+class _Signals:
+    """SIGINT and SIGTERM, one after another."""
+
+    def __init__(self) -> None:
+        self._came: SimpleQueue[int] = SimpleQueue()
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._put)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _put(self, number: int, frame: FrameType | None) -> None:
+        self._came.put(number)
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Return the next signal; None if none comes in that many seconds."""
+        if timeout is None and os.name == "nt":
+            # There a wait without end cannot be interrupted
+            while (number := self.wait(0.5)) is None:
+                pass
+            return number
+        try:
+            return self._came.get(timeout=timeout)
+        except Empty:
+            return None
+
+
+class _Association:
+    """What has come over one association."""
+
+    def __init__(self, assoc: Any) -> None:
+        self.title = assoc.requestor.ae_title
+        self.address = assoc.remote["address"]
+        self.files = self.bytes = 0
+        # Requests that are being served; more than one if the window allows it
+        self.answering = 0
+
+
+class _Books:
+    """What has been received, in all and by association.
+
+    Parameters
+    ----------
+    in_json : bool
+        Whether each event is a line of JSON on stdout.
+    """
+
+    def __init__(self, in_json: bool) -> None:
+        self._in_json = in_json
+        self._lock = threading.Lock()
+        self._printing = threading.Lock()
+        self._associations: dict[Any, _Association] = {}
+        self._current = threading.local()
+        self._begun = time.monotonic()
+        self.files = self.bytes = self.kept = self.failed = self.accepted_count = 0
+        self.rejected_count = 0
+
+    def event(self, name: str, **values: Any) -> None:
+        """Print an event as a line of JSON, if that is wanted."""
+        if not self._in_json:
+            return
+        line = json.dumps({"event": name, **values})
+        with self._printing:
+            try:
+                # What is acknowledged is not told later than it has to be
+                print(line, flush=True)
+            except BrokenPipeError:
+                # Nobody reads any more; storing goes on
+                self._in_json = False
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def flush(self) -> None:
+        """Let go of all associations."""
+        with self._lock:
+            self._associations.clear()
+
+    # Handlers -------------------------------------------------------------------------------------------------------
+
+    def accepted(self, event: evt.Event) -> None:
+        """Handle EVT_ACCEPTED."""
+        with self._lock:
+            self.accepted_count += 1
+            one = self._associations[event.assoc] = _Association(event.assoc)
+        self.event("accepted", calling=one.title, address=one.address)
+
+    def rejected(self, event: evt.Event) -> None:
+        """Handle EVT_REJECTED."""
+        with self._lock:
+            self.rejected_count += 1
+        self.event(
+            "rejected",
+            calling=event.assoc.requestor.ae_title,
+            address=event.assoc.remote["address"],
+        )
+
+    def closed(self, event: evt.Event) -> None:
+        """Handle EVT_CONN_CLOSE."""
+        with self._lock:
+            one = self._associations.pop(event.assoc, None)
+        if one is not None:
+            self.event(
+                "closed", calling=one.title, address=one.address, files=one.files, bytes=one.bytes
+            )
+
+    def begun(self, assoc: Any) -> None:
+        """A request is being served."""
+        with self._lock:
+            one = self._associations.get(assoc)
+            if one is not None:
+                one.answering += 1
+        self._current.association = one
+
+    def answered(self, assoc: Any) -> None:
+        """A request has been served."""
+        with self._lock:
+            one = self._associations.get(assoc)
+            if one is not None:
+                one.answering -= 1
+
+    def is_answering(self, assoc: Any) -> bool:
+        """Whether a response is due on an association."""
+        one = self._associations.get(assoc)
+        return one is not None and one.answering > 0
+
+    def stored(self, path: Path, info: StoredInstance) -> None:
+        """An instance is stored, and its response has left."""
+        one: _Association | None = getattr(self._current, "association", None)
+        with self._lock:
+            self.files += 1
+            self.bytes += info.length
+            self.kept += info.is_kept
+            if one is not None:
+                one.files += 1
+                one.bytes += info.length
+                one.answering -= 1
+        if self._in_json:
+            self.event(
+                "stored",
+                path=str(path),
+                sop_class_uid=info.sop_class_uid,
+                sop_instance_uid=info.sop_instance_uid,
+                transfer_syntax_uid=info.transfer_syntax_uid,
+                calling=info.calling_ae_title,
+                address=info.address,
+                bytes=info.length,
+                is_kept=info.is_kept,
+            )
+
+    def refused(self, event: evt.Event, status: Any) -> None:
+        """An instance is not stored."""
+        request: Any = event.request
+        with self._lock:
+            self.failed += 1
+            one = self._associations.get(event.assoc)
+            if one is not None:
+                one.answering -= 1
+        if self._in_json:
+            code = status if isinstance(status, int) else status.Status
+            self.event(
+                "refused",
+                sop_instance_uid=request.AffectedSOPInstanceUID,
+                calling=event.assoc.requestor.ae_title,
+                address=event.assoc.remote["address"],
+                status=f"0x{code:04X}",
+                reason=None if isinstance(status, int) else status.get("ErrorComment"),
+            )
+
+    # What is shown --------------------------------------------------------------------------------------------------
+
+    def totals(self) -> dict[str, Any]:
+        """Return all counts."""
+        return {
+            "files": self.files,
+            "bytes": self.bytes,
+            "kept": self.kept,
+            "refused": self.failed,
+            "associations": self.accepted_count,
+            "associations_rejected": self.rejected_count,
+            "seconds": round(time.monotonic() - self._begun, 3),
+        }
+
+    def conclusion(self) -> str:
+        """Return what the program says at its end."""
+        text = (
+            f"{self.files} stored ({live.size(self.bytes)}) over {self.accepted_count} associations"
+        )
+        for count, what in (
+            (self.kept, "of them were there already"),
+            (self.failed, "refused"),
+            (self.rejected_count, "associations rejected"),
+        ):
+            if count:
+                text += f", {count} {what}"
+        return text
+
+    def associations(self) -> list[_Association]:
+        """Return those that are open."""
+        with self._lock:
+            return list(self._associations.values())
+
+
+class _View:
+    """What is shown while it runs."""
+
+    def __init__(self, ae: Any, books: _Books) -> None:
+        self._ae = ae
+        self._books = books
+        self._rate = live.Rate()
+
+    def summary(self) -> str:
+        """Return a line that says what has come."""
+        books = self._books
+        text = f"{books.files} files, {live.size(books.bytes)}, {live.size(self._rate.update(books.bytes))}/s, "
+        text += f"{len(books.associations())} associations"
+        if books.failed:
+            text += f", {books.failed} refused"
+        return text
+
+    def rows(self) -> list[list[str]]:
+        """Return a row for each association."""
+        return [
+            [one.title, one.address, f"{one.files} files", live.size(one.bytes)]
+            for one in self._books.associations()
+        ]
