@@ -389,7 +389,7 @@ class DULServiceProvider(stock.DULServiceProvider):
                 time.sleep(self._run_loop_delay)
             if self._killed:
                 return False
-            if self.artim_timer.expired:
+            if self.artim_timer.expired and self._is_artim_awaited():
                 self.event_queue.put("Evt18")
             received = False
             try:
@@ -413,6 +413,9 @@ class DULServiceProvider(stock.DULServiceProvider):
                 continue
             if self._is_too_late(event):
                 continue
+            if event == "Evt18" and not self._is_artim_awaited():
+                # The A-ASSOCIATE-RQ stood before it in the queue
+                continue
             self._event = event
             try:
                 self.state_machine.do_action(event)
@@ -421,6 +424,13 @@ class DULServiceProvider(stock.DULServiceProvider):
                     self._send_abort()
                 raise
             self.roused.set()
+
+    def _is_artim_awaited(self) -> bool:
+        """Whether PS3.8 Table 9-10 knows the end of ARTIM in the present state.
+
+        A timer that is stopped counts as expired if its timeout was taken away while it ran (`acse.limit_half_open`).
+        """
+        return ("Evt18", self.state_machine.current_state) in fsm.TRANSITION_TABLE
 
     def _is_too_late(self, event: str) -> bool:
         """Drop what the user wants to send while the connection is only waiting to be closed, and say so.

@@ -92,6 +92,8 @@ class Worker(threading.Thread):
         self._settled = 0
         # Why the peer should be left alone for a moment
         self._trouble: str | None = None
+        # Whether another file comes next: is it the peer that has no room, or has one file no place there?
+        self._tries_another = False
 
     def run(self) -> None:
         """Send files until there are no more."""
@@ -137,6 +139,11 @@ class Worker(threading.Thread):
 
     def _next(self) -> FileItem | None:
         """Return the file to be sent next, None if there are no more."""
+        if self._tries_another:
+            self._tries_another = False
+            item = self._run.backlog.take(self._keys)
+            if item is not None:
+                return item
         if self._again:
             return self._again.popleft()
         self._state = "idle"
@@ -342,25 +349,27 @@ class Worker(threading.Thread):
             run.acknowledged(item, code, category == "Warning")
         elif not is_transient(code):
             run.not_sent(item, "status", describe(status), code)
+        elif item.attempts > run.retries:
+            run.not_sent(item, "status", describe(status), code)
         else:
             self._trouble = f"{run.peer} answers with {describe(status)}"
-            if item.attempts > run.retries:
-                run.not_sent(item, "status", describe(status), code)
-            else:
-                self._again.append(item)
+            self._tries_another = True
+            self._again.append(item)
 
     def _unanswered(self) -> None:
         """Files were on their way when the association was lost: whether they have arrived is not known."""
         run = self._run
         lost = list(self._flight.values())
         self._flight.clear()
-        self._trouble = f"{run.peer} ended the association, or did not answer in time"
+        self._trouble = None
         for item in reversed(lost):
             if item.attempts > run.retries and not run.backlog.is_stopped:
                 run.not_sent(item, "lost", "no answer: the association was lost each time")
             else:
                 item.is_suspect = True
                 self._again.appendleft(item)
+                self._trouble = f"{run.peer} ended the association, or did not answer in time"
+                self._tries_another = True
 
 
 class _Result:
