@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pynetdicom import acse as stock
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 
 from fastpdu import handler_threads, window
 from fastpdu.dul import DULServiceProvider
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pynetdicom.ae import ApplicationEntity
     from pynetdicom.association import Association
     from pynetdicom.pdu_primitives import AsynchronousOperationsWindowNegotiation
+    from pynetdicom.transport import AssociationSocket
 
     from fastpdu.association import AssociationMixin
 
@@ -41,6 +43,21 @@ class ACSE(stock.ACSE):
     """
 
     release_due = False
+    _is_requesting = False
+
+    @property
+    def socket(self) -> AssociationSocket | None:
+        """The association's socket; see pynetdicom."""
+        if self._is_requesting and super().socket is not None:
+            return cast("AssociationSocket", _Answered(self.dul))
+        return super().socket
+
+    def _negotiate_as_requestor(self) -> None:
+        self._is_requesting = True
+        try:
+            super()._negotiate_as_requestor()
+        finally:
+            self._is_requesting = False
 
     def is_release_requested(self) -> bool:
         """Return ``True`` if an A-RELEASE request has been received, until it is answered."""
@@ -70,6 +87,23 @@ class ACSE(stock.ACSE):
             LOGGER.error("The A-ASSOCIATE-RQ cannot be negotiated, aborting association")
             LOGGER.exception(error)
             self.assoc.abort()
+
+
+class _Answered:
+    """The socket of a requestor, as pynetdicom looks at it before it looks for the answer.
+
+    By then the answer may have come: after an A-ASSOCIATE-RJ the connection is closed, and is not one that failed.
+    """
+
+    def __init__(self, dul: Any) -> None:
+        self._dul = dul
+        self._ready = dul.socket._ready
+
+    @property
+    def _is_connected(self) -> bool:
+        return bool(self._dul.socket._is_connected) or any(
+            isinstance(primitive, A_ASSOCIATE) for primitive in list(self._dul.to_user_queue.queue)
+        )
 
 
 def make_room(ae: ApplicationEntity) -> None:

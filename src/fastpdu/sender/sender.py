@@ -137,7 +137,7 @@ class Sender:
             *(host, port, ae_title, called_ae_title),
             *(connection_timeout, acse_timeout, dimse_timeout, tls),
         )
-        self._attributes: dict[str, Any] = {}
+        self._attributes: dict[str, Any] = {"async_window": window}
         if max_pdu is not None:
             self._attributes["maximum_pdu_size"] = max_pdu
         self._associations = associations

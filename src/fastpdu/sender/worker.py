@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from fastpdu.association import AssociationMixin
     from fastpdu.sender.run import Run
+    from fastpdu.store_many import StoreResult
 
 LOGGER = logging.getLogger("fastpdu.sender")
 
@@ -32,6 +33,8 @@ _OTHER_SYNTAX = {
     str(ExplicitVRLittleEndian): str(ImplicitVRLittleEndian),
     str(ImplicitVRLittleEndian): str(ExplicitVRLittleEndian),
 }
+# What `send_c_store` raises if there is no association (any more)
+_LOST = (RuntimeError, ConnectionError, TimeoutError)
 # Resource limitation (PS3.7 C.5.22)
 _RESOURCE_LIMITATION = 0x0213
 
@@ -280,10 +283,13 @@ class Worker(threading.Thread):
         run = self._run
         self._state = "sending"
         self._trouble = None
+        self._again.appendleft(first)
         begun = time.monotonic()
         try:
+            # (a FileItem is a PathLike)
+            paths: Any = self._items(is_alone=first.is_suspect)
             window = 1 if first.is_suspect else run.window
-            for result in _store_many(assoc, self._items(first), window):
+            for result in assoc.send_c_store_many(paths, window):
                 self._settle(assoc, result)
         except Exception as error:
             # Whatever it is, what was on its way has no answer
@@ -296,10 +302,10 @@ class Worker(threading.Thread):
         if self._trouble is not None:
             self._calm_down(self._trouble, begun)
 
-    def _items(self, first: FileItem) -> Iterator[FileItem]:
+    def _items(self, is_alone: bool) -> Iterator[FileItem]:
         """Yield files as long as there is one at once; responses are not read while the next one is waited for."""
         run = self._run
-        item: FileItem | None = first
+        item: FileItem | None = self._again.popleft()
         while item is not None:
             if item.attempts:
                 run.sent_again()
@@ -307,12 +313,7 @@ class Worker(threading.Thread):
             self._flight[id(item)] = item
             run.pace.charge(item.size)
             yield item
-            if (
-                first.is_suspect
-                or self._trouble is not None
-                or run.backlog.is_stopped
-                or run.pace.delay()
-            ):
+            if is_alone or self._trouble is not None or run.backlog.is_stopped or run.pace.delay():
                 return
             item = self._more()
 
@@ -324,22 +325,19 @@ class Worker(threading.Thread):
             return None
         return self._again.popleft()
 
-    def _settle(self, assoc: AssociationMixin, result: Any) -> None:
+    def _settle(self, assoc: AssociationMixin, result: StoreResult) -> None:
         """Do what the outcome of a file asks for."""
         item: FileItem = result.item
         run = self._run
         if result.error is not None:
-            # The file can be the reason for losing the association: when it has become shorter meanwhile
-            if assoc.is_established or isinstance(result.error, EOFError):
-                self._flight.pop(id(item))
-                kind = "unreadable" if isinstance(result.error, OSError) else "not-sendable"
-                run.not_sent(item, kind, str(result.error) or type(result.error).__name__)
+            self._flight.pop(id(item))
+            self._settle_unsent(assoc, item, result.error)
+            return
+        if not result.is_answered:
+            # `_unanswered` will see to it
             return
         status = result.status
-        code = None if status is None else status.get("Status")
-        if code is None:
-            # No answer: `_unanswered` will see to it
-            return
+        code: int = status.Status
         self._flight.pop(id(item))
         self._settled += item.size
         category = code_to_category(code)
@@ -347,50 +345,38 @@ class Worker(threading.Thread):
             self._sent += 1
             self._bytes += item.size
             run.acknowledged(item, code, category == "Warning")
-        elif not is_transient(code):
-            run.not_sent(item, "status", describe(status), code)
-        elif item.attempts > run.retries:
+        elif not is_transient(code) or item.attempts > run.retries:
             run.not_sent(item, "status", describe(status), code)
         else:
             self._trouble = f"{run.peer} answers with {describe(status)}"
             self._tries_another = True
             self._again.append(item)
 
+    def _settle_unsent(self, assoc: AssociationMixin, item: FileItem, error: Exception) -> None:
+        """A file was not sent at all: it is its own fault, or that of the association."""
+        if isinstance(error, _LOST) or not (
+            assoc.is_established or isinstance(error, (OSError, EOFError))
+        ):
+            item.attempts -= 1
+            self._again.append(item)
+            self._trouble = self._end_of_association()
+        else:
+            kind = "unreadable" if isinstance(error, (OSError, EOFError)) else "not-sendable"
+            self._run.not_sent(item, kind, str(error) or type(error).__name__)
+
+    def _end_of_association(self) -> str:
+        return f"{self._run.peer} ended the association, or did not answer in time"
+
     def _unanswered(self) -> None:
         """Files were on their way when the association was lost: whether they have arrived is not known."""
         run = self._run
         lost = list(self._flight.values())
         self._flight.clear()
-        self._trouble = None
         for item in reversed(lost):
             if item.attempts > run.retries and not run.backlog.is_stopped:
                 run.not_sent(item, "lost", "no answer: the association was lost each time")
             else:
                 item.is_suspect = True
                 self._again.appendleft(item)
-                self._trouble = f"{run.peer} ended the association, or did not answer in time"
+                self._trouble = self._end_of_association()
                 self._tries_another = True
-
-
-class _Result:
-    """What became of one item."""
-
-    def __init__(self, item: FileItem, status: Any, error: Exception | None) -> None:
-        self.item = item
-        self.status = status
-        self.error = error
-
-
-def _store_many(
-    assoc: AssociationMixin, items: Iterator[FileItem], window: int
-) -> Iterator[_Result]:
-    """Send one item after another."""
-    for number, item in enumerate(items):
-        try:
-            status = assoc.send_c_store(item, msg_id=number % 65535 + 1)  # type: ignore[arg-type]
-        except Exception as error:
-            yield _Result(item, None, error)
-        else:
-            yield _Result(item, status, None)
-        if not assoc.is_established:
-            return
