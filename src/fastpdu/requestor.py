@@ -185,7 +185,8 @@ class _Attempt:
         from pynetdicom import evt
 
         peer = self.peer
-        ae = _ae_class()(peer.calling)
+        # (not those of the call, which would come before the attributes)
+        ae = _ae_class()(peer.calling, transport=options)
         ae.attempt = self
         ae.connection_timeout = peer.connection_timeout
         ae.acse_timeout = peer.acse_timeout
@@ -206,7 +207,6 @@ class _Attempt:
                     (evt.EVT_FSM_TRANSITION, self._on_transition),
                     (evt.EVT_ACCEPTED, self._on_accepted),
                 ],
-                transport=options,
             )
         except OSError as error:
             # The name does not resolve, or the system refuses a socket option

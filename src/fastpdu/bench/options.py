@@ -17,6 +17,11 @@ def positive(text: str) -> int:
     return value
 
 
+def count(text: str) -> int:
+    """Read a whole number of at least 0."""
+    return 0 if text == "0" else positive(text)
+
+
 def row_names(known: Sequence[str]) -> Callable[[str], list[str]]:
     """Return a type that reads some of the known names, separated by commas."""
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fastpdu.bench.options import positive
+from fastpdu.bench.options import count
 from fastpdu.bench.progress import progress
 from fastpdu.commands import environment
 from fastpdu.commands import peer as peers
@@ -60,10 +60,6 @@ def _pdu_limits(text: str) -> list[int]:
     return limits
 
 
-def _count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
-
-
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -75,14 +71,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     peers.add_arguments(parser, "FASTPDU")
     parser.add_argument(
         "--echo",
-        type=_count,
+        type=count,
         default=20,
         metavar="N",
         help="C-ECHOs per trial (default: %(default)s; 0: none)",
     )
     parser.add_argument(
         "--store",
-        type=_count,
+        type=count,
         default=0,
         metavar="N",
         help="synthetic CT images per trial, which the peer STORES (default: none)",

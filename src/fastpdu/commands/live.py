@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -195,7 +196,7 @@ def display(
     return Display(summary)
 
 
-class LogLines(logging.Handler):
+class _LogLines(logging.Handler):
     """Shows what a logger says, above the display."""
 
     def __init__(self, shown: Display) -> None:
@@ -209,3 +210,30 @@ class LogLines(logging.Handler):
             self._display.say(text.decode("utf-8", "backslashreplace"))
         except Exception:
             self.handleError(record)
+
+
+@contextmanager
+def logged(name: str, shown: Display, level: int = logging.WARNING) -> Iterator[None]:
+    """Have what a logger says shown above the display, and nowhere else.
+
+    Parameters
+    ----------
+    name : str
+        The logger.
+    shown : Display
+        Where.
+    level : int, optional
+        From which level on.
+    """
+    logger = logging.getLogger(name)
+    handler = _LogLines(shown)
+    before, propagates = logger.level, logger.propagate
+    logger.setLevel(level)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates
+        logger.setLevel(before)

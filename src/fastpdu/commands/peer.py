@@ -120,6 +120,17 @@ def title(text: str) -> str:
     return name
 
 
+def max_pdu(text: str) -> int:
+    """Read a maximum length of PDUs: 0, or the least length that makes sense to 16 MiB."""
+    from fastpdu.engine import HARD_PDU_CAP
+
+    if text != "0" and not (text.isdecimal() and 1024 <= int(text) <= HARD_PDU_CAP):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a PDU size: 0 (no limit), or 1024 to {HARD_PDU_CAP} bytes"
+        )
+    return int(text)
+
+
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535")
@@ -217,7 +228,7 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
             None if args.no_verify else args.cacert,
             args.cert,
             args.key,
-            password=_ask_password if args.cert and sys.stdin.isatty() else None,
+            password=ask_password if args.cert and sys.stdin.isatty() else None,
             verify=not args.no_verify,
         )
     except (OSError, ValueError) as error:
@@ -226,7 +237,8 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext:
         ) from error
 
 
-def _ask_password() -> str:
+def ask_password() -> str:
+    """Ask for the password of a key on the terminal."""
     return getpass.getpass("password of the key: ")
 
 

@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import argparse
 import errno
-import getpass
-import json
-import logging
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from fastpdu.bench.options import positive
-from fastpdu.commands import CommandError, environment, live
+from fastpdu.commands import CommandError, environment, live, signals
 from fastpdu.commands import peer as peers
-from fastpdu.commands.send import max_pdu
+from fastpdu.commands.received import Books, View
 
 if TYPE_CHECKING:
     import ssl
 
     from pynetdicom import evt
 
-    from fastpdu.filestore import StoredInstance
 
 DESCRIPTION = """\
 Receives DICOM instances and writes each into a file below DIR: every storage SOP class of the standard, every transfer
@@ -128,8 +121,15 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="associations at the same time; others are rejected for the moment (default: %(default)s)",
     )
     add(
+        "--window",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="requests that a peer may have on their way, if it asks for more than one (default: %(default)s)",
+    )
+    add(
         *("-pdu", "--max-pdu"),
-        type=max_pdu,
+        type=peers.max_pdu,
         metavar="N",
         help="maximum PDU length that we announce, in bytes (default: 16382; 0: no limit)",
     )
@@ -192,16 +192,14 @@ def main(argv: Sequence[str], prog: str = "fastpdu recv") -> int:
         from pynetdicom import debug_logger
 
         debug_logger()
-    books = _Books(args.json)
+    books = Books(args.json)
     ae = _ae(args)
     store = _store(args, books)
+    stops = _Signals()
     # Before there is anything to be lost
-    with _Signals() as signals:
+    with signals.handled(stops.put):
         server = _listen(args, ae, store, books, context)
-        try:
-            return _serve(args, ae, server, books, signals)
-        finally:
-            books.flush()
+        return _serve(args, server, books, stops)
 
 
 def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
@@ -215,7 +213,7 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
         return tls.server_context(
             args.cert,
             args.key,
-            password=_ask_password if sys.stdin.isatty() else None,
+            password=peers.ask_password if sys.stdin.isatty() else None,
             client_ca=args.cacert,
         )
     except (OSError, ValueError) as error:
@@ -224,17 +222,13 @@ def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
         ) from error
 
 
-def _ask_password() -> str:
-    return getpass.getpass("password of the key: ")
-
-
 def _ae(args: argparse.Namespace) -> Any:
     from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
     from fastpdu.ae import AE
 
-    ae: Any = AE(args.ae_title, transport=environment.options())
+    ae: Any = AE(args.ae_title, transport=environment.options(), async_window=args.window)
     for context in AllStoragePresentationContexts:
         ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
     ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
@@ -250,7 +244,7 @@ def _ae(args: argparse.Namespace) -> Any:
     return ae
 
 
-def _store(args: argparse.Namespace, books: _Books) -> Any:
+def _store(args: argparse.Namespace, books: Books) -> Any:
     from fastpdu.filestore import FileStore
 
     class Store(FileStore):
@@ -291,7 +285,7 @@ def _store(args: argparse.Namespace, books: _Books) -> Any:
 
 
 def _listen(
-    args: argparse.Namespace, ae: Any, store: Any, books: _Books, context: ssl.SSLContext | None
+    args: argparse.Namespace, ae: Any, store: Any, books: Books, context: ssl.SSLContext | None
 ) -> Any:
     from pynetdicom import evt
 
@@ -319,12 +313,12 @@ def _listen(
         ) from error
 
 
-def _serve(args: argparse.Namespace, ae: Any, server: Any, books: _Books, signals: _Signals) -> int:
+def _serve(args: argparse.Namespace, server: Any, books: Books, stops: _Signals) -> int:
     host, port = server.server_address[:2]
-    view = _View(ae, books)
+    view = View(books)
     shown = live.display(view.summary, view.rows, quiet=args.quiet)
     with ExitStack() as stack:
-        stack.enter_context(_logged(shown))
+        stack.enter_context(live.logged("fastpdu.filestore", shown))
         # The line that scripts wait for: there is somebody who listens now
         if args.json:
             books.event(
@@ -337,9 +331,9 @@ def _serve(args: argparse.Namespace, ae: Any, server: Any, books: _Books, signal
                 flush=True,
             )
         stack.enter_context(shown)
-        number = signals.wait()
+        number = stops.wait()
         shown.say("stopping: answers that are due are sent; once more: at once")
-        is_soft = _stop(ae, server, books, signals)
+        is_soft = _stop(server, books, stops)
     status = 0 if is_soft else 128 + number
     if args.json:
         books.event("stopped", exit_status=status, **books.totals())
@@ -348,30 +342,24 @@ def _serve(args: argparse.Namespace, ae: Any, server: Any, books: _Books, signal
     return status
 
 
-def _stop(ae: Any, server: Any, books: _Books, signals: _Signals) -> bool:
+def _stop(server: Any, books: Books, stops: _Signals) -> bool:
     """End everything, and say whether there was time for answers that were due."""
+
+    def established() -> list[Any]:
+        return [assoc for assoc in server.active_associations if assoc.is_established]
+
     # Its thread looks up every half second; nobody is accepted meanwhile who is not aborted below
     shutdown = threading.Thread(target=server.shutdown, daemon=True)
     shutdown.start()
     deadline = time.monotonic() + _GRACE
     is_soft = True
-    while True:
-        established = [assoc for assoc in server.active_associations if assoc.is_established]
-        for assoc in established:
-            if not is_soft or not books.is_answering(assoc):
+    while is_soft and time.monotonic() < deadline and (shutdown.is_alive() or established()):
+        for assoc in established():
+            if not books.is_answering(assoc):
                 assoc.abort()
-        if not shutdown.is_alive() and not any(
-            assoc.is_established for assoc in server.active_associations
-        ):
-            break
-        if signals.wait(0.01) is not None:
-            is_soft = False
-            break
-        if time.monotonic() > deadline:
-            break
-    for assoc in server.active_associations:
-        if assoc.is_established:
-            assoc.abort()
+        is_soft = stops.wait(0.01) is None
+    for assoc in established():
+        assoc.abort()
     if is_soft:
         shutdown.join(_LAST_WORDS)
         deadline = time.monotonic() + _LAST_WORDS
@@ -380,39 +368,12 @@ def _stop(ae: Any, server: Any, books: _Books, signals: _Signals) -> bool:
     return is_soft
 
 
-def _logged(shown: live.Display) -> ExitStack:
-    """Have what went wrong shown above the display."""
-    logger = logging.getLogger("fastpdu.filestore")
-    handler = live.LogLines(shown)
-    handler.setLevel(logging.WARNING)
-    propagates = logger.propagate
-    logger.propagate = False
-    logger.addHandler(handler)
-    stack = ExitStack()
-    stack.callback(logger.removeHandler, handler)
-    stack.callback(setattr, logger, "propagate", propagates)
-    return stack
-
-
 class _Signals:
     """SIGINT and SIGTERM, one after another."""
 
     def __init__(self) -> None:
         self._came: SimpleQueue[int] = SimpleQueue()
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._put)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _put(self, number: int, frame: FrameType | None) -> None:
-        self._came.put(number)
+        self.put = self._came.put
 
     def wait(self, timeout: float | None = None) -> Any:
         """Return the next signal; None if none comes in that many seconds."""
@@ -425,202 +386,3 @@ class _Signals:
             return self._came.get(timeout=timeout)
         except Empty:
             return None
-
-
-class _Association:
-    """What has come over one association."""
-
-    def __init__(self, assoc: Any) -> None:
-        self.title = assoc.requestor.ae_title
-        self.address = assoc.remote["address"]
-        self.files = self.bytes = 0
-        # Requests that are being served; more than one if the window allows it
-        self.answering = 0
-
-
-class _Books:
-    """What has been received, in all and by association.
-
-    Parameters
-    ----------
-    in_json : bool
-        Whether each event is a line of JSON on stdout.
-    """
-
-    def __init__(self, in_json: bool) -> None:
-        self._in_json = in_json
-        self._lock = threading.Lock()
-        self._printing = threading.Lock()
-        self._associations: dict[Any, _Association] = {}
-        self._current = threading.local()
-        self._begun = time.monotonic()
-        self.files = self.bytes = self.kept = self.failed = self.accepted_count = 0
-        self.rejected_count = 0
-
-    def event(self, name: str, **values: Any) -> None:
-        """Print an event as a line of JSON, if that is wanted."""
-        if not self._in_json:
-            return
-        line = json.dumps({"event": name, **values})
-        with self._printing:
-            try:
-                # What is acknowledged is not told later than it has to be
-                print(line, flush=True)
-            except BrokenPipeError:
-                # Nobody reads any more; storing goes on
-                self._in_json = False
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    def flush(self) -> None:
-        """Let go of all associations."""
-        with self._lock:
-            self._associations.clear()
-
-    # Handlers -------------------------------------------------------------------------------------------------------
-
-    def accepted(self, event: evt.Event) -> None:
-        """Handle EVT_ACCEPTED."""
-        with self._lock:
-            self.accepted_count += 1
-            one = self._associations[event.assoc] = _Association(event.assoc)
-        self.event("accepted", calling=one.title, address=one.address)
-
-    def rejected(self, event: evt.Event) -> None:
-        """Handle EVT_REJECTED."""
-        with self._lock:
-            self.rejected_count += 1
-        self.event(
-            "rejected",
-            calling=event.assoc.requestor.ae_title,
-            address=event.assoc.remote["address"],
-        )
-
-    def closed(self, event: evt.Event) -> None:
-        """Handle EVT_CONN_CLOSE."""
-        with self._lock:
-            one = self._associations.pop(event.assoc, None)
-        if one is not None:
-            self.event(
-                "closed", calling=one.title, address=one.address, files=one.files, bytes=one.bytes
-            )
-
-    def begun(self, assoc: Any) -> None:
-        """A request is being served."""
-        with self._lock:
-            one = self._associations.get(assoc)
-            if one is not None:
-                one.answering += 1
-        self._current.association = one
-
-    def answered(self, assoc: Any) -> None:
-        """A request has been served."""
-        with self._lock:
-            one = self._associations.get(assoc)
-            if one is not None:
-                one.answering -= 1
-
-    def is_answering(self, assoc: Any) -> bool:
-        """Whether a response is due on an association."""
-        one = self._associations.get(assoc)
-        return one is not None and one.answering > 0
-
-    def stored(self, path: Path, info: StoredInstance) -> None:
-        """An instance is stored, and its response has left."""
-        one: _Association | None = getattr(self._current, "association", None)
-        with self._lock:
-            self.files += 1
-            self.bytes += info.length
-            self.kept += info.is_kept
-            if one is not None:
-                one.files += 1
-                one.bytes += info.length
-                one.answering -= 1
-        if self._in_json:
-            self.event(
-                "stored",
-                path=str(path),
-                sop_class_uid=info.sop_class_uid,
-                sop_instance_uid=info.sop_instance_uid,
-                transfer_syntax_uid=info.transfer_syntax_uid,
-                calling=info.calling_ae_title,
-                address=info.address,
-                bytes=info.length,
-                is_kept=info.is_kept,
-            )
-
-    def refused(self, event: evt.Event, status: Any) -> None:
-        """An instance is not stored."""
-        request: Any = event.request
-        with self._lock:
-            self.failed += 1
-            one = self._associations.get(event.assoc)
-            if one is not None:
-                one.answering -= 1
-        if self._in_json:
-            code = status if isinstance(status, int) else status.Status
-            self.event(
-                "refused",
-                sop_instance_uid=request.AffectedSOPInstanceUID,
-                calling=event.assoc.requestor.ae_title,
-                address=event.assoc.remote["address"],
-                status=f"0x{code:04X}",
-                reason=None if isinstance(status, int) else status.get("ErrorComment"),
-            )
-
-    # What is shown --------------------------------------------------------------------------------------------------
-
-    def totals(self) -> dict[str, Any]:
-        """Return all counts."""
-        return {
-            "files": self.files,
-            "bytes": self.bytes,
-            "kept": self.kept,
-            "refused": self.failed,
-            "associations": self.accepted_count,
-            "associations_rejected": self.rejected_count,
-            "seconds": round(time.monotonic() - self._begun, 3),
-        }
-
-    def conclusion(self) -> str:
-        """Return what the program says at its end."""
-        text = (
-            f"{self.files} stored ({live.size(self.bytes)}) over {self.accepted_count} associations"
-        )
-        for count, what in (
-            (self.kept, "of them were there already"),
-            (self.failed, "refused"),
-            (self.rejected_count, "associations rejected"),
-        ):
-            if count:
-                text += f", {count} {what}"
-        return text
-
-    def associations(self) -> list[_Association]:
-        """Return those that are open."""
-        with self._lock:
-            return list(self._associations.values())
-
-
-class _View:
-    """What is shown while it runs."""
-
-    def __init__(self, ae: Any, books: _Books) -> None:
-        self._ae = ae
-        self._books = books
-        self._rate = live.Rate()
-
-    def summary(self) -> str:
-        """Return a line that says what has come."""
-        books = self._books
-        text = f"{books.files} files, {live.size(books.bytes)}, {live.size(self._rate.update(books.bytes))}/s, "
-        text += f"{len(books.associations())} associations"
-        if books.failed:
-            text += f", {books.failed} refused"
-        return text
-
-    def rows(self) -> list[list[str]]:
-        """Return a row for each association."""
-        return [
-            [one.title, one.address, f"{one.files} files", live.size(one.bytes)]
-            for one in self._books.associations()
-        ]

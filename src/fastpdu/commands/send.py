@@ -7,16 +7,14 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastpdu.bench.options import positive
-from fastpdu.commands import CommandError, environment, live
+from fastpdu.bench.options import count, positive
+from fastpdu.commands import CommandError, environment, live, signals
 from fastpdu.commands import peer as peers
 
 if TYPE_CHECKING:
@@ -64,21 +62,6 @@ def _rate(text: str) -> float:
     return value
 
 
-def _count(text: str) -> int:
-    return 0 if text == "0" else positive(text)
-
-
-def max_pdu(text: str) -> int:
-    """Read a maximum length of PDUs: 0, or the least length that makes sense to 16 MiB."""
-    from fastpdu.engine import HARD_PDU_CAP
-
-    if text != "0" and not (text.isdecimal() and 1024 <= int(text) <= HARD_PDU_CAP):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a PDU size: 0 (no limit), or 1024 to {HARD_PDU_CAP} bytes"
-        )
-    return int(text)
-
-
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -106,13 +89,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--window",
         type=positive,
-        default=1,
         metavar="N",
-        help="requests on their way on each, at most, if the peer agrees (default: %(default)s)",
+        help="requests on their way on each, at most, if the peer agrees (default: 1)",
     )
     add(
         *("-pdu", "--max-pdu"),
-        type=max_pdu,
+        type=peers.max_pdu,
         metavar="N",
         help="maximum PDU length that we announce, in bytes (default: 16382; 0: no limit)",
     )
@@ -126,7 +108,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add(
         "--retries",
-        type=_count,
+        type=count,
         default=5,
         metavar="N",
         help="new attempts, one after another, before giving up (default: %(default)s)",
@@ -216,9 +198,13 @@ def _send(args: argparse.Namespace, peer: Peer) -> int:
         if not args.quiet and stdin is None:
             view.count(args.paths)
             stack.callback(view.close)
-        stack.enter_context(_logged(shown, args))
+        level = logging.INFO if args.verbose else logging.WARNING
+        stack.enter_context(
+            live.logged("fastpdu.sender", shown, logging.CRITICAL if args.quiet else level)
+        )
         stack.enter_context(shown)
-        stopper = stack.enter_context(_Stopper(sender, stdin, shown))
+        stopper = _Stopper(sender, stdin, shown)
+        stack.enter_context(signals.handled(stopper.stop))
         try:
             report = sender.send(args.paths if stdin is None else stdin)
         except JournalError as error:
@@ -271,7 +257,7 @@ def _print(report: Report) -> None:
     print(
         f"{report.sent} sent ({live.size(report.bytes)}, {live.size(report.bytes / seconds)}/s, {seconds:.3g} s)"
     )
-    for count, text in (
+    for number, text in (
         (report.warnings, "of them with a warning"),
         (report.already_sent, "already sent, by the journal"),
         (report.duplicates, "found twice"),
@@ -280,29 +266,12 @@ def _print(report: Report) -> None:
         (report.failed, "NOT sent"),
         (report.not_sent, "not sent any more"),
     ):
-        if count:
-            print(f"{count} {text}")
+        if number:
+            print(f"{number} {text}")
     for failure in report.failures[:20]:
         print(f"  {live.printable(failure.path)}: {failure.reason}")
     if report.failed > 20:
         print(f"  and {report.failed - 20} more (--json lists them)")
-
-
-def _logged(shown: live.Display, args: argparse.Namespace) -> ExitStack:
-    """Have the sender's log lines shown."""
-    logger = logging.getLogger("fastpdu.sender")
-    handler = live.LogLines(shown)
-    level = logging.CRITICAL if args.quiet else logging.INFO if args.verbose else logging.WARNING
-    handler.setLevel(level)
-    before, propagates = logger.level, logger.propagate
-    logger.setLevel(level)
-    logger.propagate = False
-    logger.addHandler(handler)
-    stack = ExitStack()
-    stack.callback(logger.removeHandler, handler)
-    stack.callback(logger.setLevel, before)
-    stack.callback(setattr, logger, "propagate", propagates)
-    return stack
 
 
 class _Lines:
@@ -346,19 +315,9 @@ class _Stopper:
         self._sender = sender
         self._lines = lines
         self._shown = shown
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> _Stopper:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._stop)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def stop(self, number: int) -> None:
+        """Handle a signal."""
         self._sender.cancel(at_once=self.signal is not None)
         if self.signal is None:
             self.signal = number
@@ -421,9 +380,9 @@ class _View:
         left = self._bytes - progress.bytes_done
         if self._is_counted and rate > 0 and left > 0:
             text += f", {live.duration(left / rate)} to go"
-        for count, what in ((progress.failed, "failed"), (progress.skipped, "skipped")):
-            if count:
-                text += f", {count} {what}"
+        for number, what in ((progress.failed, "failed"), (progress.skipped, "skipped")):
+            if number:
+                text += f", {number} {what}"
         return text
 
     def rows(self) -> list[list[str]]:

@@ -36,8 +36,8 @@ class Run:
         How to move bytes.
     attributes : dict
         What to set on each `AE`.
-    window : int
-        Requests in flight on each association, at most.
+    window : int or None
+        Requests in flight on each association, at most. None: as many as were negotiated.
     retries : int
         How often a file is sent again.
     pace, patience : Pace, Patience
@@ -70,7 +70,7 @@ class Run:
         *,
         options: TransportOptions | None,
         attributes: dict[str, Any],
-        window: int,
+        window: int | None,
         retries: int,
         pace: Pace,
         patience: Patience,

@@ -50,8 +50,9 @@ class Sender:
         AE titles: ours and the peer's.
     associations : int
         How many associations at the same time, at most.
-    window : int
-        Requests on their way on each association, at most (PS3.7 D.3.3.3): more than 1 if the peer agrees.
+    window : int, optional
+        Requests on their way on each association, at most (PS3.7 D.3.3.3): more than 1 if the peer agrees. By default
+        what the transport's options offer (`async_window`), which is 1 if nobody has set it.
     max_pdu : int, optional
         The maximum length that we announce, in bytes; 0: no limit.
     tls : ssl.SSLContext, optional
@@ -93,7 +94,7 @@ class Sender:
         ae_title: str = "FASTPDU",
         called_ae_title: str = "ANY-SCP",
         associations: int = 1,
-        window: int = 1,
+        window: int | None = None,
         max_pdu: int | None = None,
         tls: ssl.SSLContext | None = None,
         journal: str | os.PathLike[str] | None = None,
@@ -114,7 +115,8 @@ class Sender:
             raise TypeError(f"host must be a name or an address, not {host!r}")
         _whole("port", port, 1, 65535)
         _whole("associations", associations, 1, 1000)
-        _whole("window", window, 1, 65535)
+        if window is not None:
+            _whole("window", window, 1, 65535)
         _whole("retries", retries, 0, 10**6)
         if max_pdu is not None and max_pdu != 0:
             _whole("max_pdu", max_pdu, MIN_PDU, HARD_PDU_CAP)
@@ -137,7 +139,9 @@ class Sender:
             *(host, port, ae_title, called_ae_title),
             *(connection_timeout, acse_timeout, dimse_timeout, tls),
         )
-        self._attributes: dict[str, Any] = {"async_window": window}
+        self._attributes: dict[str, Any] = {}
+        if window is not None:
+            self._attributes["async_window"] = window
         if max_pdu is not None:
             self._attributes["maximum_pdu_size"] = max_pdu
         self._associations = associations

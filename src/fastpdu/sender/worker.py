@@ -354,15 +354,15 @@ class Worker(threading.Thread):
 
     def _settle_unsent(self, assoc: AssociationMixin, item: FileItem, error: Exception) -> None:
         """A file was not sent at all: it is its own fault, or that of the association."""
-        if isinstance(error, _LOST) or not (
-            assoc.is_established or isinstance(error, (OSError, EOFError))
-        ):
+        is_unreadable = isinstance(error, (OSError, EOFError)) and not isinstance(error, _LOST)
+        if not assoc.is_established and not is_unreadable:
             item.attempts -= 1
-            self._again.append(item)
-            self._trouble = self._end_of_association()
-        else:
-            kind = "unreadable" if isinstance(error, (OSError, EOFError)) else "not-sendable"
+        elif not isinstance(error, _LOST) or item.attempts > self._run.retries:
+            kind = "unreadable" if is_unreadable else "not-sendable"
             self._run.not_sent(item, kind, str(error) or type(error).__name__)
+            return
+        self._again.append(item)
+        self._trouble = self._end_of_association()
 
     def _end_of_association(self) -> str:
         return f"{self._run.peer} ended the association, or did not answer in time"
