@@ -98,6 +98,7 @@ NO_CONTEXT = Cause("no-context", "rejected")
 NOT_DICOM = Cause("not-dicom", "aborted")
 ABORTED = Cause("aborted", "aborted", is_transient=True)
 CLOSED = Cause("closed", "aborted", is_transient=True)
+CLOSED_TLS = Cause("closed-tls", "aborted", is_transient=True)
 NO_ANSWER = Cause("no-answer", "timeout", is_transient=True)
 
 
@@ -124,7 +125,8 @@ def request(
     *,
     limit: int | None = None,
     needs_all: bool = True,
-    attributes: dict[str, Any] | None = None,
+    async_window: int | None = None,
+    max_pdu: int | None = None,
 ) -> AssociationMixin:
     """Request an association on the fast transport.
 
@@ -140,8 +142,10 @@ def request(
         PDUs that we send are no longer than this, even if the peer takes longer ones (PS3.8 D.1, in bytes).
     needs_all : bool
         Whether all contexts have to be accepted. At least one has to.
-    attributes : dict, optional
-        What to set on the `AE` before.
+    async_window : int, optional
+        The window to offer (PS3.7 D.3.3.3), in place of that of `options`.
+    max_pdu : int, optional
+        The maximum length to announce (PS3.8 D.1, in bytes); by default that of `options`, or pynetdicom's.
 
     Returns
     -------
@@ -153,7 +157,10 @@ def request(
     AssociationError
         If it does not come about.
     """
-    return _Attempt(peer, limit).associate(contexts, options, needs_all, attributes or {})
+    own = {"async_window": async_window}
+    if max_pdu is not None:
+        own["max_pdu"] = max_pdu
+    return _Attempt(peer, limit).associate(contexts, needs_all, transport=options, **own)
 
 
 def announced_limit(assoc: AssociationMixin) -> int | None:
@@ -177,24 +184,20 @@ class _Attempt:
     def associate(
         self,
         contexts: Sequence[PresentationContext],
-        options: TransportOptions | None,
         needs_all: bool,
-        attributes: dict[str, Any],
+        **own: Any,
     ) -> AssociationMixin:
         """Return the association, established, or raise AssociationError."""
         from pynetdicom import evt
 
         peer = self.peer
-        # (not those of the call, which would come before the attributes)
-        ae = _ae_class()(peer.calling, transport=options)
+        ae = _ae_class()(peer.calling)
         ae.attempt = self
         ae.connection_timeout = peer.connection_timeout
         ae.acse_timeout = peer.acse_timeout
         ae.dimse_timeout = peer.dimse_timeout
         # Only what we wait for ends an association, not a pause between two requests
         ae.network_timeout = None
-        for name, value in attributes.items():
-            setattr(ae, name, value)
         started = time.perf_counter()
         try:
             assoc: AssociationMixin = ae.associate(
@@ -207,6 +210,7 @@ class _Attempt:
                     (evt.EVT_FSM_TRANSITION, self._on_transition),
                     (evt.EVT_ACCEPTED, self._on_accepted),
                 ],
+                **own,
             )
         except OSError as error:
             # The name does not resolve, or the system refuses a socket option
@@ -265,7 +269,8 @@ class _Attempt:
             )
         return AssociationError(
             f"{peer} closed the connection in place of an answer to the association request",
-            CLOSED,
+            # (with TLS 1.3 it is only now that it may refuse our certificate)
+            CLOSED if peer.tls is None else CLOSED_TLS,
         )
 
     def _no_connection(self) -> AssociationError:

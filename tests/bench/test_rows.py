@@ -309,9 +309,10 @@ def test_associations_deliver_what_each_was_given(series: Series) -> None:
             scp.check(shares)
 
 
-def test_associations_store_what_each_was_given(series: Series) -> None:
+@pytest.mark.parametrize("kind", ["files", "recv"])
+def test_associations_store_what_each_was_given(series: Series, kind: str) -> None:
     shares = associations.shares_of(series, 3, 3)
-    with receivers.open_receiver("files", "fastpdu", series.contexts, 10) as scp:
+    with receivers.open_receiver(kind, "fastpdu", series.contexts, 10) as scp:
         for exact in (True, False):
             scp.begin(exact=exact)
             associations.send_all("fastpdu", scp.port, series.contexts, shares)

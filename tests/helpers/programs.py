@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,15 +60,19 @@ def receiver(
     directory: Path,
     *arguments: object,
     port: int = 0,
-    preexec_fn: Callable[[], object] | None = None,
+    before: str = "",
 ) -> Iterator[Receiver]:
-    """A `fastpdu recv` on a free port."""
-    command = [*FASTPDU, "recv", str(port), str(directory), "--json", "--quiet"]
+    """A `fastpdu recv` on a free port, in a process that first runs the code `before`."""
+    begin = [
+        sys.executable,
+        "-c",
+        f"{before}\nfrom fastpdu import cli\nraise SystemExit(cli.main())",
+    ]
+    command = [*(begin if before else FASTPDU), "recv", str(port), str(directory)]
     process = subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*command, "--json", "--quiet", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=preexec_fn,
     )
     made = Receiver(process)
     try:
@@ -87,7 +90,8 @@ def receiver(
 def start_send(port: int, *arguments: object) -> subprocess.Popen[str]:
     """Start a `fastpdu send` to a port of this host."""
     return subprocess.Popen(
-        [*FASTPDU, "send", "127.0.0.1", str(port), *map(os.fspath, map(_text, arguments))],
+        [*FASTPDU, "send", "127.0.0.1", str(port), *map(str, arguments)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,7 +100,11 @@ def start_send(port: int, *arguments: object) -> subprocess.Popen[str]:
 
 def send(port: int, *arguments: object, timeout: float = 90) -> tuple[int, dict[str, Any], str]:
     """Run `fastpdu send --json`: exit status, report, stderr."""
-    process = start_send(port, *arguments, "--json")
+    return finish(start_send(port, *arguments, "--json"), timeout)
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 90) -> tuple[int, dict[str, Any], str]:
+    """Wait for a `fastpdu send --json`: exit status, report, stderr."""
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
@@ -104,7 +112,3 @@ def send(port: int, *arguments: object, timeout: float = 90) -> tuple[int, dict[
             process.kill()
             process.communicate()
     return process.returncode, json.loads(out) if out else {}, err
-
-
-def _text(argument: object) -> str:
-    return os.fspath(argument) if isinstance(argument, os.PathLike) else str(argument)

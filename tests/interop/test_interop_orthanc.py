@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from helpers import data, kit, peers
+from helpers import data, kit
+from helpers.orthanc import Orthanc, running
 from pynetdicom import build_role, evt
 
 pytestmark = pytest.mark.interop
@@ -18,77 +17,10 @@ KIND = kit.KINDS[-1]
 CTX = [(data.CT, data.EXPLICIT), (data.VERIFICATION, data.IMPLICIT)]
 
 
-@dataclass
-class Orthanc:
-    port: int
-    http: int
-    ours: int  # the port at which it looks for the modality "ours"
-
-    def rest(self, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.http}{path}",
-            data=None if body is None else json.dumps(body).encode(),
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            raw = answer.read()
-        return json.loads(raw) if raw else None
-
-    def content(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=30) as answer:
-            return bytes(answer.read())
-
-
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
-    home = tmp_path_factory.mktemp("orthanc")
-    http = peers.free_port()
-    ours = peers.free_port()
-
-    def command(port: int) -> list[str]:
-        config = home / "orthanc.json"
-        config.write_text(
-            json.dumps(
-                {
-                    "Name": "twin",
-                    "StorageDirectory": str(home / "storage"),
-                    "IndexDirectory": str(home / "storage"),
-                    "Plugins": [],
-                    "HttpServerEnabled": True,
-                    "HttpPort": http,
-                    "RemoteAccessAllowed": False,
-                    "AuthenticationEnabled": False,
-                    "DicomServerEnabled": True,
-                    "DicomAet": "ORTHANC",
-                    "DicomPort": port,
-                    "DicomCheckCalledAet": False,
-                    "DicomCheckModalityHost": False,
-                    "DicomAlwaysAllowEcho": True,
-                    "DicomAlwaysAllowStore": True,
-                    "DicomAlwaysAllowFind": True,
-                    "DicomAlwaysAllowGet": True,
-                    "DicomAlwaysAllowMove": True,
-                    "StorageCompression": False,
-                    "OverwriteInstances": True,
-                    "DicomModalities": {
-                        "ours": ["OURS", "127.0.0.1", ours],
-                        "scu": ["SCU", "127.0.0.1", ours],
-                    },
-                }
-            )
-        )
-        return [peers.program("Orthanc"), str(config)]
-
-    def ready(port: int) -> bool:
-        try:
-            orthanc.rest("/system")
-        except (OSError, ValueError):
-            return False
-        return peers.answers_echo(port)
-
-    orthanc = Orthanc(0, http, ours)
-    with peers.background(command, home / "log", ready=ready, cwd=home) as port:
-        orthanc.port = port
-        yield orthanc
+    with running(tmp_path_factory.mktemp("orthanc")) as made:
+        yield made
 
 
 @pytest.fixture

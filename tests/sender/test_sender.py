@@ -52,6 +52,84 @@ def test_associations_share_the_work(counting: Any, folder: Folder, associations
     assert counting.seen == dict.fromkeys(uids(60), 1)
 
 
+@pytest.mark.parametrize(
+    ("window", "options"),
+    [
+        (8, None),
+        (8, fastpdu.TransportOptions(async_window=2)),
+        (None, fastpdu.TransportOptions(async_window=8)),
+    ],
+)
+def test_a_window_is_used(scp: kit.World, folder: Folder, window: Any, options: Any) -> None:
+    """The peer answers when it has eight requests: with fewer on their way it never would."""
+    from conftest import Counting
+
+    counting = Counting(
+        scp, [(data.CT, [data.EXPLICIT])], attributes={"async_window": 8, "handler_threads": 8}
+    )
+    together = threading.Barrier(8)
+
+    def answer(event: evt.Event) -> int:
+        together.wait(15)
+        return 0
+
+    counting.answer = answer
+    report = sender(counting.port, window=window, transport=options).send(folder(40))
+    assert report.is_success
+    assert counting.seen == dict.fromkeys(uids(40), 1)
+
+
+def test_a_window_that_the_peer_does_not_know(counting: Any, folder: Folder) -> None:
+    busy = threading.Lock()
+
+    def answer(event: evt.Event) -> int:
+        assert busy.acquire(blocking=False)
+        time.sleep(0.002)
+        busy.release()
+        return 0
+
+    counting.answer = answer
+    report = sender(counting.port, window=8).send(folder(20))
+    assert report.is_success
+    assert counting.seen == dict.fromkeys(uids(20), 1)
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_lost_association_with_many_on_their_way(
+    scp: kit.World, folder: Folder, window: int
+) -> None:
+    from conftest import Counting
+
+    counting = Counting(scp, [(data.CT, [data.EXPLICIT])], attributes={"async_window": 4})
+
+    def answer(event: evt.Event) -> int:
+        if counting.total in (10, 25):
+            event.assoc.abort()
+        return 0
+
+    counting.answer = answer
+    report = sender(counting.port, window=window, associations=2).send(folder(40))
+    assert report.is_success
+    assert report.sent == 40
+    assert set(counting.seen) == uids(40)
+    # a file is sent again if it may have been on its way, and none else
+    assert counting.total - 40 <= 2 * window
+
+
+def test_the_maximum_length_is_announced(scp: kit.World, folder: Folder) -> None:
+    lengths: list[int] = []
+    server = scp.serve(
+        [(data.CT, [data.EXPLICIT])],
+        [
+            (evt.EVT_C_STORE, lambda event: 0),
+            (evt.EVT_ACCEPTED, lambda event: lengths.append(event.assoc.requestor.maximum_length)),
+        ],
+    )
+    for max_pdu in (None, 65536, 0):
+        assert sender(server.port, max_pdu=max_pdu).send(folder(1)).is_success
+    assert lengths == [16382, 65536, 0]
+
+
 def test_no_more_associations_than_files(counting: Any, folder: Folder) -> None:
     report = sender(counting.port, associations=8).send(folder(2))
     assert report.sent == 2

@@ -33,7 +33,7 @@ is not timed.
 EXAMPLES = """\
 examples:
   fastpdu bench associations
-  fastpdu bench associations --associations 100 --each 100 --to files
+  fastpdu bench associations --associations 100 --each 100 --to recv
   fastpdu bench associations --associations 16 --each 100 --runs 3
   fastpdu bench associations --rows fastpdu,stock --associations 10 --each 2
 """
@@ -45,7 +45,7 @@ COUNTS = (1, 8, 32, 64, 100, 200)
 SINGLE = 3200
 LABELS = {"fastpdu": "fastpdu", "stock": "pynetdicom, stock"}
 #: Up to how many the throughput is to hold: data sets of more do not fit into the caches of most machines.
-MANY = {"memory": 64, "files": 100}
+MANY = {"memory": 64, "files": 100, "recv": 100}
 #: What the receiver may have beside one thread for each association.
 SPARE_THREADS = 4
 #: MB of the receiver for each association.
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         choices=KINDS,
         default="memory",
-        help="what the receiver does with them: looks at them, or stores them with FileStore "
+        help="what the receiver does with them: looks at them, stores them with FileStore, or is 'fastpdu recv' "
         "(default: %(default)s)",
     )
     parser.add_argument(
@@ -273,9 +273,9 @@ def _text(value: float | None, pattern: str = "{:.0f}") -> str:
 def _fill(
     report: Report, args: argparse.Namespace, points: dict[str, list[_Point]], megabytes: float
 ) -> None:
-    into = "stored by FileStore" if args.to == "files" else "looked at"
+    into = {"memory": "looked at", "files": "stored by FileStore", "recv": "stored by fastpdu recv"}
     report.title = (
-        f"CT images of {1000 * megabytes:.0f} KB to one SCP in another process, {into}: "
+        f"CT images of {1000 * megabytes:.0f} KB to one SCP in another process, {into[args.to]}: "
         f"{args.each} over each of many associations, or all over one"
     )
     report.parameters = {

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +25,7 @@ __all__ = ["KINDS", "Receiver", "open_receiver", "title_of"]
 
 Shares = Sequence[Sequence[Instance]]
 
-KINDS = ("memory", "files")
+KINDS = ("memory", "files", "recv")
 _LAYOUT = "{CallingAETitle}/{SOPInstanceUID}.dcm"
 _HEAD = 4096
 
@@ -70,8 +74,9 @@ def open_receiver(
 
     Parameters
     ----------
-    kind : {"memory", "files"}
-        Whether its handler looks at the data sets and forgets them, or is a `fastpdu.FileStore`.
+    kind : {"memory", "files", "recv"}
+        Whether its handler looks at the data sets and forgets them, or is a `fastpdu.FileStore`; or it is the program
+        ``fastpdu recv``.
     name : {"fastpdu", "stock"}
         Its transport.
     contexts : sequence of (SOP class, transfer syntax)
@@ -81,6 +86,8 @@ def open_receiver(
     """
     if kind == "memory":
         return _in_memory(name, contexts, maximum)
+    if kind == "recv":
+        return _by_program(name, maximum)
     return _into_files(name, contexts, maximum)
 
 
@@ -244,3 +251,25 @@ def _into_files(name: str, contexts: pair.Contexts, maximum: int) -> Iterator[Re
     ):
         yield _IntoFiles(scp.receive(), scp.pid, Path(directory))
         scp.send("stop")
+
+
+@contextlib.contextmanager
+def _by_program(name: str, maximum: int) -> Iterator[Receiver]:
+    if name != "fastpdu":
+        raise BenchError("fastpdu recv has no other transport than ours: --rows fastpdu")
+    with tempfile.TemporaryDirectory(prefix="fastpdu-received-") as directory:
+        command = [sys.executable, "-m", "fastpdu", "recv", "0", directory, "--bind", "127.0.0.1"]
+        command += ["--quiet", "--layout", _LAYOUT, "--max-associations", str(maximum)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                line = process.stdout.readline() if process.stdout is not None else ""
+                found = re.search(r":(\d+);", line)
+                if found is None:
+                    raise BenchError(f"fastpdu recv does not say where it listens: {line!r}")
+                yield _IntoFiles(int(found[1]), process.pid, Path(directory))
+                process.send_signal(signal.SIGINT)
+                if process.wait(30) != 0:
+                    raise BenchError(f"fastpdu recv ended with status {process.returncode}")
+            finally:
+                if process.poll() is None:
+                    process.kill()

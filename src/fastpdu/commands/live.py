@@ -151,11 +151,13 @@ class LiveDisplay(Display):
         from rich.table import Table
         from rich.text import Text
 
-        parts: list[Any] = []
+        parts: list[Any] = [Text(self._summary())]
         share = self._share()
         if share is not None:
-            parts.append(ProgressBar(total=1.0, completed=share))
-        parts.append(Text(self._summary()))
+            # (in a table, since it does not end its line)
+            line = Table.grid(padding=(0, 2), expand=True)
+            line.add_row(ProgressBar(total=1.0, completed=share), f"{share:4.0%}")
+            parts.append(line)
         rows = list(self._rows())
         if rows:
             table = Table.grid(padding=(0, 2))

@@ -73,6 +73,10 @@ REMEDIES = {
     requestor.CLOSED.name: (
         "is this a DICOM port? Does the peer want TLS (--tls), or know only some addresses or AE titles (-aet, -aec)?"
     ),
+    requestor.CLOSED_TLS.name: (
+        "does the peer ask for a certificate (--cert, --key), and trust ours? Does it know only some addresses or AE "
+        "titles (-aet, -aec)?"
+    ),
     requestor.NO_ANSWER.name: (
         "is this a DICOM port? Does the peer want TLS (--tls)? Is it busy? -ta gives it more time"
     ),

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastpdu.requestor import Peer
 from fastpdu.sender.backlog import Backlog
@@ -34,8 +34,8 @@ class Run:
         To whom.
     options : TransportOptions or None
         How to move bytes.
-    attributes : dict
-        What to set on each `AE`.
+    max_pdu : int or None
+        The maximum length to announce.
     window : int or None
         Requests in flight on each association, at most. None: as many as were negotiated.
     retries : int
@@ -69,7 +69,7 @@ class Run:
         peer: Peer,
         *,
         options: TransportOptions | None,
-        attributes: dict[str, Any],
+        max_pdu: int | None,
         window: int | None,
         retries: int,
         pace: Pace,
@@ -80,7 +80,7 @@ class Run:
     ) -> None:
         self.peer = peer
         self.options = options
-        self.attributes = attributes
+        self.max_pdu = max_pdu
         self.window = window
         self.retries = retries
         self.pace = pace

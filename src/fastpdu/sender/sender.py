@@ -139,11 +139,7 @@ class Sender:
             *(host, port, ae_title, called_ae_title),
             *(connection_timeout, acse_timeout, dimse_timeout, tls),
         )
-        self._attributes: dict[str, Any] = {}
-        if window is not None:
-            self._attributes["async_window"] = window
-        if max_pdu is not None:
-            self._attributes["maximum_pdu_size"] = max_pdu
+        self._max_pdu = max_pdu
         self._associations = associations
         self._window = window
         self._journal = None if journal is None else os.fspath(journal)
@@ -229,7 +225,7 @@ class Sender:
         return Run(
             self.peer,
             options=self._transport,
-            attributes=self._attributes,
+            max_pdu=self._max_pdu,
             window=self._window,
             retries=self._retries,
             pace=Pace(self._rate),

@@ -198,7 +198,8 @@ class Worker(threading.Thread):
                 list(contexts.values()),
                 run.options,
                 needs_all=False,
-                attributes=run.attributes,
+                async_window=run.window,
+                max_pdu=run.max_pdu,
             )
         except requestor.AssociationError as error:
             if error.cause is not requestor.NO_CONTEXT:
