@@ -332,7 +332,8 @@ def _serve(args: argparse.Namespace, server: Any, books: Books, stops: _Signals)
             )
         stack.enter_context(shown)
         number = stops.wait()
-        shown.say("stopping: answers that are due are sent; once more: at once")
+        if not args.quiet:
+            shown.say("stopping: answers that are due are sent; once more: at once")
         is_soft = _stop(server, books, stops)
     status = 0 if is_soft else 128 + number
     if args.json:
