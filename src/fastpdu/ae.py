@@ -11,6 +11,7 @@ from pynetdicom import transport as stock_transport
 
 from fastpdu import compatibility, window
 from fastpdu.association import upgrade
+from fastpdu.contexts import Contexts
 from fastpdu.options import TransportOptions, checked, options_of
 from fastpdu.transport import ServerMixin
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContext
     from pynetdicom.transport import AddressInformation, AssociationSocket
 
 
@@ -104,6 +106,15 @@ class AE(stock.ApplicationEntity):
     @async_window_excluded.setter
     def async_window_excluded(self, value: Iterable[str] | None) -> None:
         self._async_window_excluded = window.excluded_titles(value)
+
+    @property
+    def supported_contexts(self) -> list[PresentationContext]:
+        """The presentation contexts of an acceptor; see pynetdicom."""
+        return Contexts(super().supported_contexts)
+
+    @supported_contexts.setter
+    def supported_contexts(self, contexts: list[PresentationContext]) -> None:
+        stock.ApplicationEntity.supported_contexts.fset(self, contexts)  # type: ignore[attr-defined]
 
     def associate(
         self,
