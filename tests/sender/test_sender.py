@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 from helpers import data, kit, peers, raw
+from helpers.counting import Counting
 from pydicom.uid import JPEG2000Lossless
 from pynetdicom import evt
 
@@ -32,7 +32,7 @@ def uids(count: int) -> set[str]:
     return {f"{data.ROOT}7.{number}" for number in range(count)}
 
 
-def test_files_arrive_as_they_are(counting: Any, folder: Folder) -> None:
+def test_files_arrive_as_they_are(counting: Counting, folder: Folder) -> None:
     path = folder(12, 3001)
     report = sender(counting.port).send(path)
     assert report.is_success
@@ -44,7 +44,7 @@ def test_files_arrive_as_they_are(counting: Any, folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("associations", [1, 4])
-def test_associations_share_the_work(counting: Any, folder: Folder, associations: int) -> None:
+def test_associations_share_the_work(counting: Counting, folder: Folder, associations: int) -> None:
     counting.answer = lambda event: time.sleep(0.002) or 0
     report = sender(counting.port, associations=associations).send(folder(60))
     assert report.sent == 60
@@ -62,7 +62,6 @@ def test_associations_share_the_work(counting: Any, folder: Folder, associations
 )
 def test_a_window_is_used(scp: kit.World, folder: Folder, window: Any, options: Any) -> None:
     """The peer answers when it has eight requests: with fewer on their way it never would."""
-    from conftest import Counting
 
     counting = Counting(
         scp, [(data.CT, [data.EXPLICIT])], attributes={"async_window": 8, "handler_threads": 8}
@@ -79,7 +78,7 @@ def test_a_window_is_used(scp: kit.World, folder: Folder, window: Any, options: 
     assert counting.seen == dict.fromkeys(uids(40), 1)
 
 
-def test_a_window_that_the_peer_does_not_know(counting: Any, folder: Folder) -> None:
+def test_a_window_that_the_peer_does_not_know(counting: Counting, folder: Folder) -> None:
     busy = threading.Lock()
 
     def answer(event: evt.Event) -> int:
@@ -98,7 +97,6 @@ def test_a_window_that_the_peer_does_not_know(counting: Any, folder: Folder) -> 
 def test_a_lost_association_with_many_on_their_way(
     scp: kit.World, folder: Folder, window: int
 ) -> None:
-    from conftest import Counting
 
     counting = Counting(scp, [(data.CT, [data.EXPLICIT])], attributes={"async_window": 4})
 
@@ -130,13 +128,15 @@ def test_the_maximum_length_is_announced(scp: kit.World, folder: Folder) -> None
     assert lengths == [16382, 65536, 0]
 
 
-def test_no_more_associations_than_files(counting: Any, folder: Folder) -> None:
+def test_no_more_associations_than_files(counting: Counting, folder: Folder) -> None:
     report = sender(counting.port, associations=8).send(folder(2))
     assert report.sent == 2
     assert report.associations <= 2
 
 
-def test_an_iterator_and_nested_directories(counting: Any, folder: Folder, tmp_path: Path) -> None:
+def test_an_iterator_and_nested_directories(
+    counting: Counting, folder: Folder, tmp_path: Path
+) -> None:
     first = folder(3, name="in")
     (tmp_path / "in" / "below" / "deeper").mkdir(parents=True)
     data.Files(tmp_path / "in" / "below" / "deeper").made(77)
@@ -151,7 +151,7 @@ def test_an_iterator_and_nested_directories(counting: Any, folder: Folder, tmp_p
     assert {f"{data.ROOT}7.77", f"{data.ROOT}7.88"} < set(counting.seen)
 
 
-def test_nothing(counting: Any, tmp_path: Path) -> None:
+def test_nothing(counting: Counting, tmp_path: Path) -> None:
     report = sender(counting.port).send(tmp_path)
     assert report.is_success
     assert (report.found, report.associations) == (0, 0)
@@ -160,7 +160,7 @@ def test_nothing(counting: Any, tmp_path: Path) -> None:
 # What is no DICOM file, or cannot be read -----------------------------------------------------------------------
 
 
-def test_other_files_are_skipped(counting: Any, folder: Folder) -> None:
+def test_other_files_are_skipped(counting: Counting, folder: Folder) -> None:
     path = folder(3)
     files = data.Files(path)
     files.not_dicom()
@@ -178,7 +178,7 @@ def test_other_files_are_skipped(counting: Any, folder: Folder) -> None:
     }
 
 
-def test_dicomdir_is_skipped(counting: Any) -> None:
+def test_dicomdir_is_skipped(counting: Counting) -> None:
     import pydicom.data
 
     path = pydicom.data.get_testdata_file("DICOMDIR", read=False)
@@ -186,7 +186,7 @@ def test_dicomdir_is_skipped(counting: Any) -> None:
     assert [one.reason for one in report.skips] == ["a DICOMDIR"]
 
 
-def test_strict(counting: Any, folder: Folder) -> None:
+def test_strict(counting: Counting, folder: Folder) -> None:
     path = folder(2)
     data.Files(path).not_dicom()
     report = sender(counting.port, strict=True).send(path)
@@ -195,7 +195,7 @@ def test_strict(counting: Any, folder: Folder) -> None:
     assert report.failures[0].kind == "not-dicom"
 
 
-def test_files_that_cannot_be_read(counting: Any, folder: Folder, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read(counting: Counting, folder: Folder, tmp_path: Path) -> None:
     path = folder(2)
     (path / "dangling.dcm").symlink_to(tmp_path / "nowhere")
     report = sender(counting.port).send([path, tmp_path / "missing.dcm"])
@@ -205,7 +205,7 @@ def test_files_that_cannot_be_read(counting: Any, folder: Folder, tmp_path: Path
     assert "No such file" in report.failures[0].reason
 
 
-def test_a_file_that_vanishes_after_it_was_found(counting: Any, folder: Folder) -> None:
+def test_a_file_that_vanishes_after_it_was_found(counting: Counting, folder: Folder) -> None:
     files = sorted(folder(6).iterdir())
     gone: list[Path] = []
 
@@ -226,7 +226,7 @@ def test_a_file_that_vanishes_after_it_was_found(counting: Any, folder: Folder) 
 # Presentation contexts ------------------------------------------------------------------------------------------
 
 
-def test_one_transfer_syntax_for_each_context(counting: Any, folder: Folder) -> None:
+def test_one_transfer_syntax_for_each_context(counting: Counting, folder: Folder) -> None:
     folder(3)
     folder(3, syntax=data.IMPLICIT)
     path = folder(2, sop_class=data.MR)
@@ -242,7 +242,6 @@ def test_one_transfer_syntax_for_each_context(counting: Any, folder: Folder) -> 
 
 
 def test_what_the_peer_does_not_accept_fails(scp: kit.World, folder: Folder) -> None:
-    from conftest import Counting  # type: ignore[attr-defined]
 
     counting = Counting(scp, [(data.CT, [data.EXPLICIT])])
     folder(3)
@@ -259,7 +258,6 @@ def test_what_the_peer_does_not_accept_fails(scp: kit.World, folder: Folder) -> 
 
 
 def test_nothing_is_accepted(scp: kit.World, folder: Folder) -> None:
-    from conftest import Counting
 
     counting = Counting(scp, [(data.MR, [data.EXPLICIT])])
     report = sender(counting.port).send(folder(3))
@@ -269,7 +267,6 @@ def test_nothing_is_accepted(scp: kit.World, folder: Folder) -> None:
 
 
 def test_transcoding(scp: kit.World, folder: Folder) -> None:
-    from conftest import Counting
 
     counting = Counting(scp, [(data.CT, [data.IMPLICIT])])
     report = sender(counting.port, transcode=True).send(folder(3))
@@ -278,7 +275,6 @@ def test_transcoding(scp: kit.World, folder: Folder) -> None:
 
 
 def test_compressed_is_never_transcoded(scp: kit.World, folder: Folder) -> None:
-    from conftest import Counting
 
     counting = Counting(scp, [(data.CT, [data.EXPLICIT, data.IMPLICIT])])
     path = folder(1)
@@ -302,7 +298,6 @@ def test_compressed_is_never_transcoded(scp: kit.World, folder: Folder) -> None:
 def test_more_kinds_of_files_than_an_association_has_contexts(
     scp: kit.World, tmp_path: Path
 ) -> None:
-    from conftest import Counting
     from pynetdicom import AllStoragePresentationContexts
 
     classes = [str(cx.abstract_syntax) for cx in AllStoragePresentationContexts][:150]
@@ -320,7 +315,7 @@ def test_more_kinds_of_files_than_an_association_has_contexts(
 # What is tried again, and what is not ---------------------------------------------------------------------------
 
 
-def test_no_room_for_a_moment(counting: Any, folder: Folder) -> None:
+def test_no_room_for_a_moment(counting: Counting, folder: Folder) -> None:
     counting.answer = lambda event: 0xA700 if counting.total <= 2 else 0
     report = sender(counting.port).send(folder(5))
     assert report.is_success
@@ -329,7 +324,7 @@ def test_no_room_for_a_moment(counting: Any, folder: Folder) -> None:
     assert counting.stored == dict.fromkeys(uids(5), 1)
 
 
-def test_no_room_at_all(counting: Any, folder: Folder) -> None:
+def test_no_room_at_all(counting: Counting, folder: Folder) -> None:
     counting.answer = lambda event: 0xA700
     report = sender(counting.port, retries=2).send(folder(20))
     assert report.sent == 0
@@ -339,7 +334,7 @@ def test_no_room_at_all(counting: Any, folder: Folder) -> None:
     assert report.failed + report.not_sent == 20
 
 
-def test_no_room_for_one_file(counting: Any, folder: Folder) -> None:
+def test_no_room_for_one_file(counting: Counting, folder: Folder) -> None:
     bad = f"{data.ROOT}7.2"
     counting.answer = lambda event: 0xA700 if event.request.AffectedSOPInstanceUID == bad else 0
     report = sender(counting.port, retries=2).send(folder(30))
@@ -350,7 +345,7 @@ def test_no_room_for_one_file(counting: Any, folder: Folder) -> None:
     assert counting.seen[bad] == 3
 
 
-def test_permanent_failures_are_not_tried_again(counting: Any, folder: Folder) -> None:
+def test_permanent_failures_are_not_tried_again(counting: Counting, folder: Folder) -> None:
     counting.answer = lambda event: 0xC123
     report = sender(counting.port).send(folder(4))
     assert (report.sent, report.failed, report.retries) == (0, 4, 0)
@@ -359,14 +354,14 @@ def test_permanent_failures_are_not_tried_again(counting: Any, folder: Folder) -
     json.dumps(report.as_dict())
 
 
-def test_warnings_are_sent(counting: Any, folder: Folder) -> None:
+def test_warnings_are_sent(counting: Counting, folder: Folder) -> None:
     counting.answer = lambda event: 0xB007
     report = sender(counting.port).send(folder(3))
     assert report.is_success
     assert (report.sent, report.warnings) == (3, 3)
 
 
-def test_a_lost_association(counting: Any, folder: Folder) -> None:
+def test_a_lost_association(counting: Counting, folder: Folder) -> None:
     def answer(event: evt.Event) -> int:
         if counting.total in (4, 11):
             event.assoc.abort()
@@ -382,7 +377,7 @@ def test_a_lost_association(counting: Any, folder: Folder) -> None:
     assert counting.total == 22
 
 
-def test_a_file_that_the_peer_cannot_bear(counting: Any, folder: Folder) -> None:
+def test_a_file_that_the_peer_cannot_bear(counting: Counting, folder: Folder) -> None:
     bad = f"{data.ROOT}7.3"
 
     def answer(event: evt.Event) -> int:
@@ -407,7 +402,6 @@ def test_refused_until_it_is_given_up(folder: Folder) -> None:
 
 
 def test_a_receiver_that_comes_late(scp: kit.World, folder: Folder) -> None:
-    from conftest import Counting
 
     port = peers.free_port()
     late: list[Any] = []
@@ -421,7 +415,6 @@ def test_a_receiver_that_comes_late(scp: kit.World, folder: Folder) -> None:
         late.append(kit.Server("fast", ae, server))  # type: ignore[arg-type]
         scp.servers.append(late[0])
 
-    assert Counting
     timer = threading.Timer(0.3, start)
     timer.start()
     try:
@@ -461,7 +454,6 @@ def test_a_permanent_rejection(folder: Folder) -> None:
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_more_associations_than_the_peer_takes(scp: kit.World, folder: Folder) -> None:
-    from conftest import Counting
 
     counting = Counting(scp, [(data.CT, [data.EXPLICIT])], attributes={"maximum_associations": 2})
     counting.answer = lambda event: time.sleep(0.005) or 0
@@ -472,7 +464,6 @@ def test_more_associations_than_the_peer_takes(scp: kit.World, folder: Folder) -
 
 
 def test_no_answer_in_time(scp: kit.World, folder: Folder) -> None:
-    from conftest import Counting
 
     counting = Counting(scp, [(data.CT, [data.EXPLICIT])])
     release = threading.Event()
@@ -495,7 +486,7 @@ def test_no_answer_in_time(scp: kit.World, folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("at_once", [False, True])
-def test_cancel(counting: Any, folder: Folder, at_once: bool) -> None:
+def test_cancel(counting: Counting, folder: Folder, at_once: bool) -> None:
     path = folder(200)
     made = sender(counting.port, associations=2)
 
@@ -518,7 +509,7 @@ def test_cancel(counting: Any, folder: Folder, at_once: bool) -> None:
     assert made.send(path).sent == 200
 
 
-def test_cancel_while_nothing_comes(counting: Any, folder: Folder) -> None:
+def test_cancel_while_nothing_comes(counting: Counting, folder: Folder) -> None:
     made = sender(counting.port)
     files = list(folder(2).iterdir())
 
@@ -541,7 +532,7 @@ def test_cancel_while_waiting_for_the_next_attempt(folder: Folder) -> None:
     assert report.not_sent == 2
 
 
-def test_an_error_of_the_iterator(counting: Any, folder: Folder, tmp_path: Path) -> None:
+def test_an_error_of_the_iterator(counting: Counting, folder: Folder, tmp_path: Path) -> None:
     def paths() -> Iterator[Path]:
         yield folder(1)
         raise LookupError("no more")
@@ -553,7 +544,7 @@ def test_an_error_of_the_iterator(counting: Any, folder: Folder, tmp_path: Path)
     assert made.send(folder(1)).found == 1
 
 
-def test_one_run_at_a_time(counting: Any, folder: Folder) -> None:
+def test_one_run_at_a_time(counting: Counting, folder: Folder) -> None:
     made = sender(counting.port)
     raised: list[type[Exception]] = []
 
@@ -569,7 +560,7 @@ def test_one_run_at_a_time(counting: Any, folder: Folder) -> None:
     assert raised == [RuntimeError]
 
 
-def test_progress(counting: Any, folder: Folder) -> None:
+def test_progress(counting: Counting, folder: Folder) -> None:
     told: list[Progress] = []
     made = sender(counting.port, associations=2, on_progress=told.append)
     assert made.progress() is None
@@ -586,14 +577,14 @@ def test_progress(counting: Any, folder: Folder) -> None:
     assert made.progress() is not None
 
 
-def test_an_error_in_the_callback_ends_nothing(counting: Any, folder: Folder) -> None:
+def test_an_error_in_the_callback_ends_nothing(counting: Counting, folder: Folder) -> None:
     def fail(progress: Progress) -> None:
         raise RuntimeError("not today")
 
     assert sender(counting.port, on_progress=fail).send(folder(3)).sent == 3
 
 
-def test_rate(counting: Any, folder: Folder) -> None:
+def test_rate(counting: Counting, folder: Folder) -> None:
     # 20 files of 20 KB at 400 KB/s cannot take less than 0.7 s: a quarter of a second is a burst, the
     # last file is not waited for
     report = sender(counting.port, associations=3, rate=400_000).send(folder(20, 20_000))
@@ -605,7 +596,7 @@ def test_rate(counting: Any, folder: Folder) -> None:
 
 
 def test_what_was_acknowledged_is_not_sent_again(
-    counting: Any, folder: Folder, tmp_path: Path
+    counting: Counting, folder: Folder, tmp_path: Path
 ) -> None:
     path = folder(20)
     bad = f"{data.ROOT}7.5"
@@ -619,7 +610,7 @@ def test_what_was_acknowledged_is_not_sent_again(
     assert counting.stored == dict.fromkeys(uids(23), 1)
 
 
-def test_a_changed_file_is_sent_again(counting: Any, folder: Folder, tmp_path: Path) -> None:
+def test_a_changed_file_is_sent_again(counting: Counting, folder: Folder, tmp_path: Path) -> None:
     path = folder(2)
     made = sender(counting.port, journal=tmp_path / "journal")
     made.send(path)
@@ -628,14 +619,14 @@ def test_a_changed_file_is_sent_again(counting: Any, folder: Folder, tmp_path: P
     assert (report.sent, report.already_sent) == (1, 1)
 
 
-def test_the_same_file_twice(counting: Any, folder: Folder, tmp_path: Path) -> None:
+def test_the_same_file_twice(counting: Counting, folder: Folder, tmp_path: Path) -> None:
     path = folder(2)
     report = sender(counting.port, journal=tmp_path / "journal").send([path, path])
     assert (report.found, report.sent, report.duplicates) == (4, 2, 2)
     assert report.is_success
 
 
-def test_a_journal_in_use(counting: Any, folder: Folder, tmp_path: Path) -> None:
+def test_a_journal_in_use(counting: Counting, folder: Folder, tmp_path: Path) -> None:
     made = sender(counting.port, journal=tmp_path / "journal")
     other = sender(counting.port, journal=tmp_path / "journal")
     raised: list[str] = []
@@ -654,7 +645,7 @@ def test_a_journal_in_use(counting: Any, folder: Folder, tmp_path: Path) -> None
 
 
 def test_a_journal_that_cannot_be_written(
-    counting: Any, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    counting: Counting, folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastpdu.sender.journal import Journal
 
@@ -697,7 +688,7 @@ def test_wrong_arguments(changes: dict[str, Any], error: type[Exception], text: 
         fastpdu.Sender(**{"host": "localhost", "port": 104, **changes})
 
 
-def test_paths_that_are_none(counting: Any) -> None:
+def test_paths_that_are_none(counting: Counting) -> None:
     with pytest.raises(TypeError, match="PathLike"):
         sender(counting.port).send([5])  # type: ignore[list-item]
 
@@ -712,4 +703,3 @@ def test_a_peer_that_speaks_something_else(folder: Folder) -> None:
         report = sender(acceptor.address[1]).send(folder(1))
     assert report.given_up is not None
     assert "not DICOM" in report.given_up.message
-    assert socket.socket

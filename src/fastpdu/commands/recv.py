@@ -155,7 +155,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             help=f"seconds to wait {text} (default: %(default)g)",
         )
     add = parser.add_argument_group("TLS").add_argument
-    add("--cert", metavar="FILE", help="PEM file of our certificate: use TLS")
+    add("--tls", action="store_true", help="use TLS; --cert implies it")
+    add("--cert", metavar="FILE", help="PEM file of our certificate")
     add("--key", metavar="FILE", help="PEM file of its key, if it is not in the same file")
     add(
         "--cacert",
@@ -204,8 +205,8 @@ def main(argv: Sequence[str], prog: str = "fastpdu recv") -> int:
 
 def _tls_context(args: argparse.Namespace) -> ssl.SSLContext | None:
     if args.cert is None:
-        if args.key or args.cacert:
-            raise CommandError("--key and --cacert need --cert: our own certificate", status=2)
+        if args.tls or args.key or args.cacert:
+            raise CommandError("TLS needs --cert: our own certificate", status=2)
         return None
     from fastpdu import tls
 

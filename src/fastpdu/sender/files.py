@@ -51,7 +51,7 @@ class FileItem(os.PathLike[str]):
     """
 
     __slots__ = (
-        *("attempts", "is_suspect", "mtime_ns", "order", "path", "reason", "size"),
+        *("attempts", "is_suspect", "mtime_ns", "order", "path", "size"),
         *("sop_class", "sop_instance", "transfer_syntax"),
     )
 
