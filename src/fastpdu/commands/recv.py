@@ -42,7 +42,7 @@ Whatever was acknowledged is in its file. Twice: at once.
 exit status: 0 stopped by a signal, 1 cannot listen or write, 2 wrong usage, 130 stopped at once (Ctrl-C twice).
 """
 # Seconds: for answers that are due when it is stopped; for associations that were aborted to end
-_GRACE, _LAST_WORDS = 10.0, 5.0
+_GRACE, _LAST_WORDS, _LAST_WORDS_AT_ONCE = 10.0, 5.0, 0.5
 
 
 def _port(text: str) -> int:
@@ -346,9 +346,16 @@ def _serve(args: argparse.Namespace, server: Any, books: Books, stops: _Signals)
 
 def _stop(server: Any, books: Books, stops: _Signals) -> bool:
     """End everything, and say whether there was time for answers that were due."""
+    ended: set[Any] = set()
 
     def established() -> list[Any]:
         return [assoc for assoc in server.active_associations if assoc.is_established]
+
+    def end(assoc: Any) -> None:
+        # Each on a thread of its own: it waits for its peer
+        if assoc not in ended:
+            ended.add(assoc)
+            threading.Thread(target=assoc.abort, daemon=True).start()
 
     # Its thread looks up every half second; nobody is accepted meanwhile who is not aborted below
     shutdown = threading.Thread(target=server.shutdown, daemon=True)
@@ -358,15 +365,13 @@ def _stop(server: Any, books: Books, stops: _Signals) -> bool:
     while is_soft and time.monotonic() < deadline and (shutdown.is_alive() or established()):
         for assoc in established():
             if not books.is_answering(assoc):
-                assoc.abort()
+                end(assoc)
         is_soft = stops.wait(0.01) is None
     for assoc in established():
-        assoc.abort()
-    if is_soft:
-        shutdown.join(_LAST_WORDS)
-        deadline = time.monotonic() + _LAST_WORDS
-        for assoc in server.active_associations:
-            assoc.join(max(0.0, deadline - time.monotonic()))
+        end(assoc)
+    deadline = time.monotonic() + (_LAST_WORDS if is_soft else _LAST_WORDS_AT_ONCE)
+    for thread in (shutdown, *server.active_associations):
+        thread.join(max(0.0, deadline - time.monotonic()))
     return is_soft
 
 
