@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from fastpdu.bench import (
     associations,
     certificates,
     child,
+    delay,
     find,
     floor,
     idle,
@@ -29,6 +32,7 @@ from fastpdu.bench import (
     runners,
     tls,
     verify,
+    wan,
     watch,
 )
 from fastpdu.bench.errors import BenchError
@@ -135,6 +139,98 @@ def test_retrieve_row_notices_a_lost_image(series: Series) -> None:
     wrong._expected = row._expected
     with pytest.raises(BenchError, match="image 4 arrived changed"):
         wrong.measure()
+
+
+@pytest.fixture(scope="module")
+def link() -> Iterator[delay.Link]:
+    with delay.link() as process:
+        yield process
+
+
+def test_link_delivers_everything_and_not_before_its_time(link: delay.Link) -> None:
+    content = os.urandom(1 << 20)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = link.to(listener.getsockname()[1], round_trip=0.06, rate=1e8)
+        begun = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port)) as near:
+            far, _ = listener.accept()
+            with far:
+                near.sendall(content)
+                near.shutdown(socket.SHUT_WR)
+                got = b"".join(iter(lambda: far.recv(1 << 16), b""))
+                far.sendall(b"answer")
+                far.shutdown(socket.SHUT_WR)
+                answer = b"".join(iter(lambda: near.recv(16), b""))
+    # Never sooner than bandwidth and round trip allow
+    assert time.monotonic() - begun >= 0.06 + len(content) / 1e8
+    assert (got, answer) == (content, b"answer")
+
+
+def test_link_holds_no_more_than_a_link_would(link: delay.Link) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = link.to(listener.getsockname()[1], round_trip=0.0, rate=1e9)
+        with socket.create_connection(("127.0.0.1", port)) as near:
+            far, _ = listener.accept()
+            with far:
+                near.settimeout(1)
+                # Nobody takes it: what fits neither into the link nor into socket buffers waits at the sender
+                with pytest.raises(TimeoutError):
+                    near.sendall(bytes(1 << 28))
+
+
+def test_link_that_leads_nowhere_is_closed(link: delay.Link) -> None:
+    port = link.to(peers.free_port(), round_trip=0.0, rate=0)
+    with socket.create_connection(("127.0.0.1", port)) as near:
+        near.settimeout(30)
+        assert near.recv(1) == b""
+
+
+def test_link_passes_on_that_an_end_is_lost(link: delay.Link) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = link.to(listener.getsockname()[1], round_trip=0.0, rate=0)
+        with socket.create_connection(("127.0.0.1", port)) as near:
+            far, _ = listener.accept()
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            far.close()
+            near.settimeout(30)
+            assert near.recv(1) == b""
+
+
+@pytest.mark.parametrize("kind", ["floor", "window", "single", "stock"])
+def test_rows_over_a_link(series: Series, link: delay.Link, kind: str) -> None:
+    cell = wan.Cell(kind, 2, 1e8, 3 if kind == "window" else 1)
+    row: runners.Runner
+    if kind == "floor":
+        row = wan.Streamed(cell, series, 1, link)
+    else:
+        row = wan.Stored(cell, series, 1, pair.DEFAULT_PDU, link)
+    assert row.verify() == "SHA-256 of 4"
+    assert row.measure() >= 0.002
+
+
+def test_limit_of_a_link() -> None:
+    # 1 MB takes 10 ms, the round trip 50 ms
+    assert wan.Cell("floor", 50, 1e8, 1).limit(100, 1e6) == pytest.approx(1.05)
+    assert wan.Cell("single", 50, 1e8, 1).limit(100, 1e6) == pytest.approx(6.0)
+    assert wan.Cell("window", 50, 1e8, 3).limit(100, 1e6) == pytest.approx(2.0)
+    assert wan.Cell("window", 50, 1e8, 32).limit(100, 1e6) == pytest.approx(1.05)
+
+
+def test_row_with_a_window_that_was_not_granted(series: Series) -> None:
+    with pair.transport("fastpdu"), pair.scp(None, series.contexts) as port:
+        association = pair.associate(port, series.contexts)
+        with pytest.raises(BenchError, match="agreed to 1 operations at a time, not 4"):
+            pair.send_many(association, series.instances, 4)
+        association.release()
+
+
+def test_refused_image_of_many_is_an_error(series: Series) -> None:
+    with pair.transport("stock"), pair.scp(lambda event: 0xA700, series.contexts) as port:
+        with pair.transport("fastpdu"):
+            association = pair.associate(port, series.contexts)
+            with pytest.raises(BenchError, match="0xA700"):
+                pair.send_many(association, series.instances, 1)
+            association.release()
 
 
 @pytest.mark.parametrize("name", find.ROWS)

@@ -17,4 +17,5 @@ QUESTIONS = (
     "find",
     "stall",
     "tls",
+    "wan",
 )

@@ -7,6 +7,8 @@ answer can be faster, so it is what the other rows are measured by.
 
 The floor of TLS is the same with both ends wrapped by the `ssl` module: the sender gives OpenSSL a whole file at a
 time, the receiver takes the records where they stay.
+
+The floor of a long link waits for one reply only, after the last file.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from typing import TypeAlias
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance
 
-__all__ = ["TlsEnds", "digests_received", "measure"]
+__all__ = ["Lead", "TlsEnds", "digests_received", "measure", "stream"]
 
 #: Contexts of the server and of the client.
 TlsEnds: TypeAlias = tuple[ssl.SSLContext, ssl.SSLContext]
+#: Returns the port to connect to, for that of the receiver.
+Lead: TypeAlias = Callable[[int], int]
 
 REPLY = bytes(100)
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -69,13 +73,15 @@ def _receive_exactly(connection: socket.socket, view: memoryview) -> None:
 def _exchange(
     instances: Sequence[Instance],
     on_received: Callable[[memoryview], object],
-    tls: TlsEnds | None,
+    tls: TlsEnds | None = None,
+    lead: Lead | None = None,
 ) -> float:
-    """Send every file once; return the seconds it took."""
+    """Send every file once; return the seconds it took. With `lead` only the last file is answered."""
+    last = instances[-1]
     largest = max(item.size for item in instances)
     failure: list[BaseException] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = listener.getsockname()
+        port = listener.getsockname()[1]
 
         def serve() -> None:
             try:
@@ -87,12 +93,14 @@ def _exchange(
                         whole = view[: item.size]
                         _receive_exactly(connection, whole)
                         on_received(whole)
-                        connection.sendall(REPLY)
+                        if lead is None or item is last:
+                            connection.sendall(REPLY)
             except BaseException as error:
                 failure.append(error)
 
         thread = threading.Thread(target=serve, name="floor-receiver", daemon=True)
         thread.start()
+        address = ("127.0.0.1", lead(port) if lead else port)
         with _secured(socket.create_connection(address), tls, server_side=False) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             view = memoryview(bytearray(largest))
@@ -102,7 +110,8 @@ def _exchange(
                 whole = view[: item.size]
                 _read_file(item.path, whole)
                 connection.sendall(whole)
-                _receive_exactly(connection, reply)
+                if lead is None or item is last:
+                    _receive_exactly(connection, reply)
             elapsed = time.perf_counter() - start
         thread.join()
     if failure:
@@ -123,8 +132,23 @@ def measure(instances: Sequence[Instance], tls: TlsEnds | None = None) -> float:
     return _exchange(instances, len, tls)
 
 
-def digests_received(instances: Sequence[Instance], tls: TlsEnds | None = None) -> list[bytes]:
+def stream(instances: Sequence[Instance], lead: Lead) -> float:
+    """Return the seconds that the files take without a wait in between.
+
+    Parameters
+    ----------
+    instances : sequence of Instance
+        The files.
+    lead : callable
+        Returns the port to connect to, for that of the receiver: the way through a link.
+    """
+    return _exchange(instances, len, lead=lead)
+
+
+def digests_received(
+    instances: Sequence[Instance], tls: TlsEnds | None = None, lead: Lead | None = None
+) -> list[bytes]:
     """Send the files and return the SHA-256 of what arrived of each; not for timing."""
     digests: list[bytes] = []
-    _exchange(instances, lambda view: digests.append(hashlib.sha256(view).digest()), tls)
+    _exchange(instances, lambda view: digests.append(hashlib.sha256(view).digest()), tls, lead=lead)
     return digests

@@ -21,7 +21,16 @@ import fastpdu
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance
 
-__all__ = ["DEFAULT_PDU", "associate", "retrieve", "rides_fastpdu", "scp", "send", "transport"]
+__all__ = [
+    "DEFAULT_PDU",
+    "associate",
+    "retrieve",
+    "rides_fastpdu",
+    "scp",
+    "send",
+    "send_many",
+    "transport",
+]
 
 DEFAULT_PDU = 16382
 TRANSPORTS = ("fastpdu", "stock")
@@ -218,6 +227,43 @@ def send(association: Association, instances: Sequence[Instance]) -> float:
         if not status or status.Status != 0x0000:
             raise BenchError(f"{path} was not stored: {_describe(status)}")
     return time.perf_counter() - start
+
+
+def send_many(association: Association, instances: Sequence[Instance], window: int) -> float:
+    """Send files with `send_c_store_many`.
+
+    Parameters
+    ----------
+    association : Association
+        An established association over fastpdu.
+    instances : sequence of Instance
+        The files.
+    window : int
+        The operations that have to be allowed at a time.
+
+    Returns
+    -------
+    float
+        The seconds from the first request to the last response.
+    """
+    many: Any = association
+    if many.async_window != window:
+        raise BenchError(
+            f"the SCP agreed to {many.async_window} operations at a time, not {window}"
+        )
+    paths = [instance.path for instance in instances]
+    answered = 0
+    start = time.perf_counter()
+    for result in many.send_c_store_many(paths):
+        if result.error is not None:
+            raise result.error
+        if result.status.get("Status") != 0x0000:
+            raise BenchError(f"{result.item} was not stored: {_describe(result.status)}")
+        answered += 1
+    elapsed = time.perf_counter() - start
+    if answered != len(paths):
+        raise BenchError(f"{answered} of {len(paths)} files have a result")
+    return elapsed
 
 
 def _describe(status: Any) -> str:
