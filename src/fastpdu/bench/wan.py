@@ -39,7 +39,7 @@ ROUND_TRIPS = (0, 5, 20, 50, 100)
 #: The round trip that the goals are about, ms.
 GOAL = 50
 #: A row of one operation at a time is given as many images as fit into so many seconds, unless --full is given.
-BUDGET = 2.0
+BUDGET = 1.5
 LEAST = 20
 
 #: What an image costs beside the link, roughly, in seconds.
