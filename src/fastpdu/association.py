@@ -305,6 +305,13 @@ class AssociationMixin(stock.Association):
         self.dul.wait_dead(self.acse_timeout or LAST_WORDS)
         self._log_end()
 
+    def settle_handlers(self) -> None:
+        """On the association's thread: wait for the handlers that run beside it, which may use the association."""
+        if self._handler_threads is not None:
+            self._is_paused = True
+            self._handler_threads.settle()
+            self.resume_reactor()
+
     def resume_reactor(self) -> None:
         """On the association's thread, paused: go on when nobody uses the association."""
         self._is_paused = False
@@ -367,9 +374,11 @@ class AssociationMixin(stock.Association):
         ):
             return False
         if self.is_established and self.acse.is_release_requested():
-            if self._handler_threads is not None:
-                # What has been asked for is answered before
-                self._handler_threads.settle()
+            # What has been asked for is answered before
+            self.settle_handlers()
+            if not self.is_established:
+                # A handler has aborted it
+                return False
             self.acse.send_release(is_response=True)
             LOGGER.info("Association Released")
             self.is_released = True
@@ -599,8 +608,11 @@ class AssociationMixin(stock.Association):
             # An answer to one of many requests, while the user does something else
             self._pipeline.take(msg)
             return
-        if self._handler_threads is not None and service_class.serve_beside(
-            self, self._handler_threads, msg, context_id
+        if (
+            self._handler_threads is not None
+            # (else somebody who waits for an answer has received it, or it is an N-EVENT-REPORT)
+            and threading.current_thread() is self
+            and service_class.serve_beside(self, self._handler_threads, msg, context_id)
         ):
             return
         with self._serving:

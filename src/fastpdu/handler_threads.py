@@ -6,6 +6,7 @@ these to be free before it reads on: no request waits anywhere but in the networ
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastpdu.association import AssociationMixin
+
+LOGGER = logging.getLogger("fastpdu.handler_threads")
 
 
 class HandlerThreads:
@@ -44,7 +47,7 @@ class HandlerThreads:
         return self._running > 0
 
     def run(self, function: Callable[..., None], *args: Any) -> None:
-        """Have a thread call a function; wait until one is free.
+        """Have a thread call a function; wait until one is free. Without any, the calling thread does it.
 
         Parameters
         ----------
@@ -56,12 +59,15 @@ class HandlerThreads:
         with self._changed:
             while self._running >= self._count:
                 self._changed.wait()
-            self._running += 1
-            self._due.append((function, args))
-            if self._running > len(self._threads):
-                self._start()
+            if self._running >= len(self._threads) and not self._start() and not self._threads:
+                has_thread = False
             else:
+                has_thread = True
+                self._running += 1
+                self._due.append((function, args))
                 self._changed.notify_all()
+        if not has_thread:
+            function(*args)
 
     def is_one(self) -> bool:
         """Whether the calling thread is one of these."""
@@ -82,7 +88,8 @@ class HandlerThreads:
             self._is_over = True
             self._changed.notify_all()
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start another thread, if the system has one for us."""
         thread = threading.Thread(
             # With the context variables of the association's thread (`_config.PASS_CONTEXTVARS`)
             target=make_target(self._work),
@@ -90,8 +97,13 @@ class HandlerThreads:
             name=f"HandlerThread-{len(self._threads) + 1}",
             daemon=True,
         )
+        try:
+            thread.start()
+        except RuntimeError as error:
+            LOGGER.warning("No thread for a handler: %s", error)
+            return False
         self._threads.append(thread)
-        thread.start()
+        return True
 
     def _work(self) -> None:
         while True:
@@ -101,13 +113,17 @@ class HandlerThreads:
                         return
                     self._changed.wait()
                 function, args = self._due.popleft()
+            is_fit = False
             try:
                 function(*args)
+                is_fit = True
             finally:
-                # Only what the handler has raised that is no Exception ends the thread here
                 del function, args
                 with self._changed:
                     self._running -= 1
+                    if not is_fit:
+                        # Something that is no Exception ends this thread: the next call gets another one
+                        self._threads.remove(threading.current_thread())
                     self._changed.notify_all()
 
 

@@ -122,7 +122,7 @@ def serve_beside(
             assoc.resume_reactor()
             return True
     if type(request) is not C_ECHO:
-        threads.settle()
+        assoc.settle_handlers()
     return False
 
 

@@ -216,9 +216,10 @@ class Pipeline:
             before = assoc._pipeline
             if before is not None and before is not self:
                 before.settle()
+            self._pause_reactor()
+            # Only now: until it pauses, the reactor may take the last answer that was due
             assoc._pipeline = self
             assoc.dul.direct.backlog = BACKLOG + self._window
-            self._pause_reactor()
             try:
                 action(*args)
             finally:

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import windowed
 from helpers import data, kit, raw
-from pynetdicom import evt
+from pynetdicom import build_role, evt
 
 import fastpdu
+from fastpdu import handler_threads
 
 pytestmark = pytest.mark.skipif("fast" not in kit.KINDS, reason="of the fast transport only")
 
@@ -83,6 +84,9 @@ def requestor(server: kit.Server, window: int | None) -> Iterator[raw.Peer]:
     user_info = raw.max_length(16382) + raw.IDENTITY
     if window is not None:
         user_info += windowed.window_item(window)
+    # Both roles (PS3.7 D.3.3.4), so that the acceptor may send a C-ECHO request, too
+    title = data.VERIFICATION.encode()
+    user_info += raw.item(0x54, struct.pack(">H", len(title)) + title + b"\1\1")
     with raw.dial(server.address) as peer:
         peer.associate(raw.associate_rq(user_info=user_info))
         yield peer
@@ -109,7 +113,8 @@ def serve(
 ) -> kit.Server:
     ae = fastpdu.AE("SCP", **kwargs)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 20
-    return pair.serve(CONTEXTS, [(evt.EVT_C_STORE, store), *road, *extra], ae=ae)
+    bound = [(evt.EVT_C_STORE, store), *road, *extra]
+    return pair.serve(CONTEXTS, bound, ae=ae, roles=True)
 
 
 def check_service(server: kit.Server) -> None:
@@ -352,6 +357,165 @@ def test_a_release_waits_for_the_answers(pair: kit.World, road: Any) -> None:
             assert {answer(peer) for _ in range(3)} == {(1, 1), (2, 2), (3, 3)}
             peer.expect(raw.RELEASE_RP)
         server.quiet()
+
+
+def echo_back(peer: raw.Peer) -> None:
+    """Answer the C-ECHO request that comes next."""
+    _context, elements, _ = peer.message()
+    assert elements[0x0100] == b"\x30\x00"
+    number = int.from_bytes(elements[0x0110], "little")
+    peer.send(raw.p_data(raw.pdv(1, raw.LAST_COMMAND, raw.echo_rsp(number))))
+
+
+def test_a_handler_uses_the_association(pair: kit.World, road: Any) -> None:
+    """While nothing comes, while every thread is busy, and while another service waits for the handlers."""
+    statuses: list[int] = []
+
+    with handlers() as running:
+
+        def handler(event: evt.Event) -> int:
+            running(event)
+            if event.request.MessageID != 3:
+                statuses.append(event.assoc.send_c_echo().Status)
+            return 0
+
+        def find(event: evt.Event) -> Any:
+            yield 0xFE00, None
+
+        server = serve(
+            pair, handler, road, [(evt.EVT_C_FIND, find)], async_window=4, handler_threads=2
+        )
+        with requestor(server, 4) as peer:
+            peer.send(store(1))
+            running.wait_for(1)
+            running.go(1)
+            echo_back(peer)
+            assert answer(peer) == (1, 0)
+
+            for number in (2, 3, 4):
+                peer.send(store(number))
+            running.wait_for(2, 3)
+            assert windowed.is_quiet(peer)  # the third is there by now, and has no thread
+            running.go(2)
+            echo_back(peer)
+            assert answer(peer) == (2, 0)
+
+            running.go(3)
+            assert answer(peer) == (3, 0)
+            peer.send(raw.find(7))
+            assert windowed.is_quiet(peer)  # so is the C-FIND, and waits for the handler
+            running.go(4)
+            echo_back(peer)
+            assert answer(peer) == (4, 0)
+            assert answer(peer) == (7, 0xFE00)
+            peer.release()
+    assert statuses == [0, 0, 0]
+
+
+@pytest.mark.parametrize("how", ["send_c_echo", "abort"])
+def test_a_handler_uses_the_association_after_the_peer_has_asked_for_a_release(
+    pair: kit.World, road: Any, how: str
+) -> None:
+    """No answer will come to its request, and it does not wait for one for ever."""
+    ended = threading.Event()
+
+    with handlers() as running:
+
+        def handler(event: evt.Event) -> int:
+            running(event)
+            getattr(event.assoc, how)()
+            ended.set()
+            return 0
+
+        server = serve(pair, handler, road, async_window=4, handler_threads=4)
+        server.ae.dimse_timeout = 0.2
+        with requestor(server, 4) as peer:
+            peer.send(store(1))
+            running.wait_for(1)
+            peer.send(raw.RELEASE_RQ_PDU)
+            assert windowed.is_quiet(peer)
+            running.go()
+            assert peer.abort_code() == (0, 0)
+        server.quiet()
+    assert ended.is_set()
+
+
+def test_a_request_that_our_own_operation_receives(pair: kit.World, road: Any) -> None:
+    """The acceptor sends many, too, and serves what comes while it waits: not with its handlers' threads."""
+    served: list[int] = []
+
+    def serve_and_send(event: evt.Event) -> int:
+        # Before it answers, the requestor sends a request of its own
+        status = event.assoc.send_c_store(data.image(50)).Status
+        return int(status)
+
+    def store_here(event: evt.Event) -> int:
+        served.append(event.request.MessageID)
+        return 0xB000
+
+    ae = fastpdu.AE("SCP", async_window=4, handler_threads=4)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 20
+    handlers = [(evt.EVT_C_STORE, store_here), *road]
+    server = pair.serve(windowed.CTX, handlers, ae=ae, roles=True)
+    pair.connect(
+        server,
+        windowed.CTX,
+        [(evt.EVT_C_STORE, serve_and_send)],
+        ext_neg=[build_role(data.CT, scu_role=True, scp_role=True)],
+        async_window=4,
+    )
+    accepted: Any = server.one()
+    results = list(accepted.send_c_store_many(windowed.numbered(2)))
+    assert [result.status.Status for result in results] == [0xB000, 0xB000]
+    assert len(served) == 2
+
+
+def test_no_thread_can_be_started(pair: kit.World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are served all the same: by those that there are, or by the association's."""
+    start = threading.Thread.start
+    allowed = 0
+
+    def refuse(thread: threading.Thread) -> None:
+        nonlocal allowed
+        if thread.name.startswith("HandlerThread"):
+            if not allowed:
+                raise RuntimeError("can't start new thread")
+            allowed -= 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    server = serve(pair, lambda event: event.request.MessageID, async_window=4, handler_threads=4)
+    with requestor(server, 4) as peer:
+        for more in (0, 1, 0):
+            allowed = more
+            for number in range(1, 5):
+                peer.send(store(number))
+            assert {answer(peer) for _ in range(4)} == {(number, number) for number in range(1, 5)}
+        peer.release()
+    server.quiet()
+
+
+def test_a_thread_that_has_ended_is_replaced() -> None:
+    """An exception that is no Exception ends a thread."""
+
+    class Fatal(BaseException):
+        pass
+
+    def fail() -> None:
+        raise Fatal
+
+    threads = handler_threads.HandlerThreads(1)
+    done = threading.Event()
+    before = threading.excepthook
+    threading.excepthook = lambda args: None
+    try:
+        threads.run(fail)
+        threads.settle()
+        threads.run(done.set)
+        assert done.wait(kit.DEADLINE)
+    finally:
+        threads.end()
+        threading.excepthook = before
 
 
 @pytest.mark.parametrize("end", ["abort", "close", "reset"])

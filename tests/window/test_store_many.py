@@ -17,6 +17,7 @@ from pydicom.uid import ImplicitVRLittleEndian
 from pynetdicom import evt
 
 import fastpdu
+from fastpdu.store_many import Pipeline
 
 pytestmark = pytest.mark.skipif("fast" not in kit.KINDS, reason="of the fast transport only")
 
@@ -594,6 +595,38 @@ def test_other_operations_between(pair: kit.World, road: Any) -> None:
         found += results
         assoc.release()
     assert brief(found) == [(uid(number), 0) for number in (1, 3, 2, 4, 5)]
+
+
+def test_answers_that_come_between_two_results(
+    pair: kit.World, road: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The association's own thread takes them, also just before our thread takes the association."""
+    pause = Pipeline._pause_reactor
+
+    def is_answered(pipeline: Pipeline) -> bool:
+        return not pipeline._in_flight or bool(assoc.is_aborted)
+
+    def late(pipeline: Pipeline) -> None:
+        pipelines.append(pipeline)
+        kit.until(lambda: is_answered(pipeline))
+        pause(pipeline)
+
+    def answer_all(peer: raw.Peer) -> None:
+        windowed.accept(peer, 4)
+        for _ in range(6):
+            windowed.answer(peer, *windowed.read(peer))
+        finish(peer)
+
+    monkeypatch.setattr(Pipeline, "_pause_reactor", late)
+    pipelines: list[Pipeline] = []
+    found = []
+    with raw.Acceptor(answer_all) as acceptor:
+        assoc = connect(pair, acceptor.address, 4, road)
+        for result in assoc.send_c_store_many(windowed.numbered(6)):
+            found.append(result)
+            kit.until(lambda: is_answered(pipelines[0]))
+        assoc.release()
+    assert brief(found) == [(uid(number), 0) for number in range(1, 7)]
 
 
 def test_two_at_a_time(pair: kit.World) -> None:
