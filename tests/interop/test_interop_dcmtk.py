@@ -161,6 +161,17 @@ def test_storescu_transfer_syntaxes(world: kit.World, option: str) -> None:
     assert sink.got[0][2] == kit.sha(ds.PixelData)
 
 
+@pytest.mark.skipif(KIND != "fast", reason="of the fast transport only")
+def test_storescu_and_an_scp_with_a_window(world: kit.World, files: data.Files) -> None:
+    """It asks for no window; the handlers stay on one thread."""
+    sink = Sink()
+    server = world.serve(CTX, sink.handlers, attributes={"async_window": 8, "handler_threads": 4})
+    paths = [files.made(number, 50_000) for number in range(1, 6)]
+    peers.run("storescu", "127.0.0.1", server.port, *paths)
+    server.quiet()
+    assert sink.raw == [kit.sha(data.payload(path)) for path in paths]
+
+
 def test_storescu_aborts(world: kit.World, files: data.Files) -> None:
     sink = Sink()
     server = world.serve(CTX, sink.handlers)
@@ -382,6 +393,26 @@ def test_storescp(
         received = by_instance[str(dcmread(path).SOPInstanceUID)]
         assert kit.sha(data.payload(received)) == kit.sha(data.payload(path))
     fast_road(delta, 2 * len(paths) + 2)
+
+
+@pytest.mark.skipif(KIND != "fast", reason="of the fast transport only")
+def test_storescp_is_offered_a_window(
+    world: kit.World, files: data.Files, storescp: tuple[int, Path]
+) -> None:
+    """It grants none: one request at a time."""
+    port, directory = storescp
+    paths = [files.made(number, 50_000) for number in range(1, 21)]
+    assoc: Any = world.connect(("127.0.0.1", port), CTX, async_window=8)
+    assert assoc.async_window == 1
+    results = list(assoc.send_c_store_many(paths))
+    assert [(result.item, result.status.Status) for result in results] == [
+        (path, 0) for path in paths
+    ]
+    assert assoc.send_c_echo().Status == 0
+    assoc.release()
+    assert assoc.is_released
+    received = {kit.sha(data.payload(path)) for path in directory.iterdir()}
+    assert received == {kit.sha(data.payload(path)) for path in paths}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -90,6 +90,20 @@ def test_store(world: kit.World, orthanc: Orthanc, files: data.Files) -> None:
         assert delta["fast_sent"] == delta["fast_received"] == 4
 
 
+@pytest.mark.skipif(KIND != "fast", reason="of the fast transport only")
+def test_store_many(world: kit.World, orthanc: Orthanc, files: data.Files) -> None:
+    """Orthanc is offered a window, and grants none."""
+    paths = [files.made(number, 20_000) for number in range(81, 96)]
+    assoc: Any = world.connect(address(orthanc), CTX, async_window=8)
+    assert assoc.async_window == 1
+    results = list(assoc.send_c_store_many(paths))
+    assert [(result.item, result.status.Status) for result in results] == [
+        (path, 0) for path in paths
+    ]
+    assoc.release()
+    assert assoc.is_released
+
+
 def test_find_and_get(world: kit.World, orthanc: Orthanc) -> None:
     images = series(1)
     sink = Sink()
