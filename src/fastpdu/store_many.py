@@ -259,6 +259,7 @@ class Pipeline:
     def _send(self, item: Any) -> None:
         """Send the request for an item, and take the answers that are there."""
         assoc = self._assoc
+        self._wait_for_room()
         # (what has failed in direct mode ends the association soon)
         if not assoc.is_established or assoc.dul.direct.has_failed or assoc.dul.is_over:
             while self._in_flight:
@@ -300,6 +301,13 @@ class Pipeline:
                 prepared.source.close()
         while self._in_flight and self._collect(block=False):
             pass
+
+    def _wait_for_room(self) -> None:
+        """On pynetdicom's road a whole message waits in the DUL's queue: no second one beside it."""
+        dul = self._assoc.dul
+        while dul.to_provider_queue.queue and not dul.is_over:
+            if not (self._in_flight and self._collect(block=False)):
+                threading.Event().wait(0.001)
 
     def _send_alone(self, item: Any) -> None:
         """Send one item like `send_c_store` does: somebody has replaced what sends or receives messages."""

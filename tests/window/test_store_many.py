@@ -566,6 +566,42 @@ def test_answers_while_we_write(pair: kit.World) -> None:
     assert brief(results) == [(uid(number), 0xA900) for number in range(1, count + 1)]
 
 
+def test_messages_do_not_pile_up_on_the_watched_road(pair: kit.World) -> None:
+    """While the peer reads nothing, one is being written, and no other one is made."""
+    made: list[int] = []
+    read_on = threading.Event()
+
+    def script(peer: raw.Peer) -> None:
+        windowed.accept(peer, 4)
+        assert read_on.wait(kit.DEADLINE)
+        for _ in range(4):
+            windowed.answer(peer, *windowed.read(peer))
+        finish(peer)
+
+    def items() -> Iterator[Dataset]:
+        for number in range(1, 5):
+            made.append(number)
+            yield data.image(number, 2_000_000)
+
+    def watch() -> None:
+        kit.until(lambda: len(made) >= 2)
+        threading.Event().wait(0.3)
+        most.append(len(made))
+        read_on.set()
+
+    most: list[int] = []
+    watcher = threading.Thread(target=watch, name="watcher")
+    with raw.Acceptor(script) as acceptor:
+        options = fastpdu.TransportOptions(send_buffer=65536)
+        assoc = connect(pair, acceptor.address, 4, WATCHED, transport=options)
+        watcher.start()
+        results = brief(assoc.send_c_store_many(items()))
+        assoc.release()
+    watcher.join(kit.DEADLINE)
+    assert results == [(uid(number), 0) for number in range(1, 5)]
+    assert most == [2]
+
+
 # --------------------------------------------------------------------------------------------- other operations between
 
 
