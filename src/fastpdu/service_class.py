@@ -128,6 +128,11 @@ def serve_beside(
 
 def _store_beside(assoc: AssociationMixin, request: Any, context: PresentationContextTuple) -> None:
     """Do what `operate` does for one of several requests: the association is not its own."""
+    if not assoc.is_established:
+        # It ended while the request waited for a thread
+        if request._dataset_file:
+            _remove_file(request._dataset_file)
+        return
     with assoc._serving:
         try:
             _store(assoc, assoc.dimse, request, context)

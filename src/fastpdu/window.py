@@ -123,7 +123,8 @@ def _negotiated(assoc: AssociationMixin, second: bool) -> int:
 
 
 def _is_excluded(assoc: AssociationMixin, title: str | None) -> bool:
-    excluded = getattr(assoc.ae, "async_window_excluded", ())
+    # (pynetdicom's own AE may have anything there)
+    excluded = excluded_titles(getattr(assoc.ae, "async_window_excluded", None))
     return (title or "").strip() in excluded
 
 

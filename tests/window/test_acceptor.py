@@ -518,6 +518,24 @@ def test_a_thread_that_has_ended_is_replaced() -> None:
         threading.excepthook = before
 
 
+def test_one_request_waits_for_a_thread(pair: kit.World) -> None:
+    """The others stay in the network."""
+    with handlers() as running:
+        server = serve(pair, running, async_window=8, handler_threads=2)
+        with requestor(server, 8) as peer:
+            for number in range(1, 9):
+                peer.send(store(number))
+            running.wait_for(1, 2)
+            stats = server.associations[0].transport_stats
+            kit.until(lambda: stats().messages_received == 3)
+            assert windowed.is_quiet(peer)
+            assert stats().messages_received == 3
+            running.go()
+            assert {answer(peer) for _ in range(8)} == {(number, number) for number in range(1, 9)}
+            assert running.most == 2
+            peer.release()
+
+
 @pytest.mark.parametrize("end", ["abort", "close", "reset"])
 def test_the_peer_ends_it(pair: kit.World, road: Any, end: str) -> None:
     """The handlers come to their ends, then the association does."""
@@ -580,6 +598,36 @@ def test_aborted_by_another_thread(pair: kit.World, road: Any) -> None:
             assert peer.abort_code() == (0, 0)
             running.go()
         server.quiet()
+
+
+def test_a_request_that_waits_for_a_thread_when_the_association_ends(
+    pair: kit.World, tmp_path: Any
+) -> None:
+    """It is not served any more, as pynetdicom serves none after an abort, and its file goes."""
+    running = threading.Semaphore(0)
+    go_on = threading.Event()
+    served: list[str] = []
+
+    class Slow(fastpdu.FileStore):
+        def __call__(self, event: evt.Event) -> int:
+            served.append(event.request.AffectedSOPInstanceUID)
+            running.release()
+            assert go_on.wait(kit.DEADLINE)
+            return super().__call__(event)
+
+    server = serve(pair, Slow(tmp_path / "store"), async_window=4, handler_threads=2)
+    with requestor(server, 4) as peer:
+        for number in (1, 2, 3):
+            peer.send(store(number))
+        for _ in range(2):
+            assert running.acquire(timeout=kit.DEADLINE)
+        kit.until(lambda: server.associations[0].transport_stats().messages_received == 3)
+        server.associations[0].abort()
+        assert peer.abort_code() == (0, 0)
+        go_on.set()
+        server.quiet()
+    assert sorted(served) == ["1.2.1", "1.2.2"]
+    assert not list((tmp_path / "store").rglob("*.part"))
 
 
 def test_handlers_that_run_longer_than_the_network_timeout(pair: kit.World, road: Any) -> None:

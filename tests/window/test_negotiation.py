@@ -95,6 +95,12 @@ def test_excluded(pair: kit.World) -> None:
     stock.async_window_excluded = {"OLD GE"}  # type: ignore[attr-defined]
     with fastpdu.installed(fastpdu.TransportOptions(async_window=8)):
         assert requested(pair, 8, ae=stock, ae_title="OLD GE") == (None, 1)
+        stock.async_window_excluded = ["OLD GE "]  # type: ignore[attr-defined]
+        assert requested(pair, 8, ae=stock, ae_title="OLD GE") == (None, 1)
+        stock.async_window_excluded = "OLD GE"  # type: ignore[attr-defined]
+        stock.add_requested_context(data.CT)
+        with pytest.raises(TypeError, match="must be a set of AE titles"):
+            stock.associate("127.0.0.1", 104)
 
 
 def test_the_users_item_wins(pair: kit.World) -> None:
