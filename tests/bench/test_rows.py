@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import ssl
@@ -48,8 +49,6 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Series:
 
 
 def _event(instance: Instance, data: bytes | None = None) -> Any:
-    import io
-
     content = instance.data_set() if data is None else data
     request = SimpleNamespace(
         DataSet=io.BytesIO(content), AffectedSOPInstanceUID=instance.sop_instance
@@ -206,6 +205,23 @@ def test_rows_over_a_link(series: Series, link: delay.Link, kind: str) -> None:
         row = wan.Stored(cell, series, 1, pair.DEFAULT_PDU, link)
     assert row.verify() == "SHA-256 of 4"
     assert row.measure() >= 0.002
+
+
+def test_report_of_a_link(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from fastpdu.bench import command, report
+
+    arguments = "--count 3 --runs 1 --round-trips 0,2 --window 2 --rows floor,window,single --quiet"
+    args = command._parser("wan", "wan").parse_args(arguments.split())
+    result = wan.run(args)
+    assert [row.name for row in result.rows] == [
+        f"{kind}-{trip}" for trip in (0, 2) for kind in ("floor", "window", "single")
+    ]
+    assert all(row.items == 3 and len(row.samples) == 1 for row in result.rows)
+    assert [goal.met for goal in result.goals] == [None, None]
+    written = report.emit(result, out=tmp_path, as_json=False, stdout=io.StringIO())
+    assert [path.name.split("-")[0] for path in written] == ["wan", "wan"]
+    assert written[1].read_bytes().startswith(b"\x89PNG")
 
 
 def test_limit_of_a_link() -> None:

@@ -263,7 +263,7 @@ def test_charts_are_written_with_the_report(tmp_path: Path) -> None:
     report = Report("stall", "A title")
     for name, panels in (("one", 1), ("three", 3)):
         panel = Panel("a panel", [[1.0, None], [10.0, 100.0]], [["1", ""], ["10", "100"]])
-        report.heatmaps.append(
+        report.charts.append(
             HeatMap(
                 name,
                 "A title",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from fastpdu.bench.curves import Curves
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.heatmap import HeatMap
 
@@ -277,7 +278,7 @@ class Report:
         The chart's axis is logarithmic.
     headline : str
         Above the chart; empty: the title.
-    heatmaps : list of HeatMap
+    charts : list of HeatMap or Curves
         Further charts.
     """
 
@@ -293,7 +294,7 @@ class Report:
     axis: str = ""
     log: bool = False
     headline: str = ""
-    heatmaps: list[HeatMap] = field(default_factory=list)
+    charts: list[HeatMap | Curves] = field(default_factory=list)
     command: str = ""
     environment: dict[str, Any] = field(default_factory=environment)
     date: datetime.datetime = field(
@@ -372,7 +373,7 @@ class Report:
         print(file=stream)
 
     def save(self, directory: Path) -> list[Path]:
-        """Write `name-date.json` and, if there are charts, `name-date.png` and `heatmap-date.png`.
+        """Write `name-date.json`, `name-date.png` if there are bars, and the other charts.
 
         Parameters
         ----------
@@ -393,11 +394,11 @@ class Report:
         if self.bars:
             written.append(directory / f"{stem}.png")
             self.chart(written[1])
-        if self.heatmaps:
+        if self.charts:
             require_matplotlib()
-        for heatmap in self.heatmaps:
-            written.append(directory / f"{heatmap.name}-{self.date:%Y-%m-%d}.png")
-            heatmap.draw(written[-1], self.machine())
+        for chart in self.charts:
+            written.append(directory / f"{chart.name}-{self.date:%Y-%m-%d}.png")
+            chart.draw(written[-1], self.machine())
         return written
 
     def chart(self, path: Path) -> None:

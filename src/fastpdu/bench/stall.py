@@ -429,7 +429,7 @@ def run(args: argparse.Namespace) -> Report:
                 found[part] = measurement.cells(part)
                 shown += found[part].values()
                 if found[part]:
-                    report.heatmaps.append(_matrix(part, found[part], measurement.floor))
+                    report.charts.append(_matrix(part, found[part], measurement.floor))
             elif part == "cost":
                 both = measurement.cost()
                 found[part] = {row.name: row for row in both}
@@ -437,13 +437,13 @@ def run(args: argparse.Namespace) -> Report:
             elif part == "buffers":
                 rows, chart = measurement.buffers()
                 report.rows += rows
-                report.heatmaps.append(chart)
+                report.charts.append(chart)
                 report.notes.append(_extremes(rows, series))
             else:
                 rows, segments = measurement.segments()
                 shown += rows
                 if segments is not None:
-                    report.heatmaps.append(segments)
+                    report.charts.append(segments)
     report.rows[:0] = shown
     _fill(report, args, plan, parts, series, shown, measurement.base)
     report.goals = _goals(found)

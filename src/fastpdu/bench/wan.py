@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import fastpdu
 from fastpdu.bench import delay, floor, pair
 from fastpdu.bench.comparison import Comparison
+from fastpdu.bench.curves import Curve, Curves
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.options import positive
 from fastpdu.bench.progress import progress
@@ -118,15 +119,19 @@ class Cell:
         return f"{self.kind}-{self.round_trip}"
 
     @property
-    def label(self) -> str:
-        """For people."""
-        what = {
+    def what(self) -> str:
+        """The way, for people."""
+        return {
             "floor": "raw sockets, streaming",
             "window": f"fastpdu, window {self.window}",
             "single": "fastpdu, one at a time",
             "stock": "pynetdicom, stock",
         }[self.kind]
-        return f"{what}, {self.round_trip} ms"
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.what}, {self.round_trip} ms"
 
     def limit(self, images: int, size: float) -> float:
         """Return the seconds that the bandwidth and the delay allow.
@@ -340,10 +345,7 @@ def _fill(
                 scaled,
             ]
         )
-        times = f"  ({median / raw:.3g} x raw)" if raw and cell.kind != "floor" else ""
-        report.bars.append((row.label, median, f"{median:.3g} s{times}"))
-    report.axis = "seconds per 1000 images, median, logarithmic: less is better"
-    report.log = True
+    report.charts = [_chart(report.headline, cells, medians)]
     report.goals = _goals(medians)
     report.notes = [
         "All bytes arrived intact: every row sent its images once, untimed, and compared SHA-256 digests;\n"
@@ -355,6 +357,24 @@ def _fill(
     ]
     if series.skipped:
         report.notes.append(f"{series.skipped} files in {series.directory} are not DICOM: skipped")
+
+
+def _chart(title: str, cells: dict[str, Cell], medians: dict[str, float]) -> Curves:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name, median in medians.items():
+        curves.setdefault(cells[name].kind, []).append((cells[name].round_trip, median))
+    labels = {cell.kind: cell.what for cell in cells.values()}
+    return Curves(
+        "wan",
+        title,
+        # The raw sockets last: above the others
+        [
+            Curve(labels[kind], curves[kind], dashed=kind == "floor")
+            for kind in sorted(curves, key=["window", "single", "stock", "floor"].index)
+        ],
+        x_title="round trip, ms",
+        y_title="s / 1000 images, median, logarithmic",
+    )
 
 
 def _goals(medians: dict[str, float]) -> list[Goal]:
