@@ -27,10 +27,10 @@ from fastpdu.bench.series import Series
 SUMMARY = "1000 CT from files to files over one association in one process, beside cp -r"
 DESCRIPTION = """\
 Sends a series of CT images from files with assoc.send_c_store(path) to a storage SCP in the same
-process that writes them to files: fastpdu with its FileStore, fastpdu and stock pynetdicom with a
-handler that writes event.encoded_dataset(), and DCMTK's storescu and storescp where installed. The
-floor is cp -r of the same files. The page cache is warm and nothing is forced onto the disk, unless
---durability says so. Every row is checked with SHA-256 before it is timed.
+process that writes them to files: fastpdu with its FileStore, one at a time and with several in flight,
+fastpdu and stock pynetdicom with a handler that writes event.encoded_dataset(), and DCMTK's storescu
+and storescp where installed. The floor is cp -r of the same files. The page cache is warm and nothing is
+forced onto the disk, unless --durability says so. Every row is checked with SHA-256 before it is timed.
 """
 EXAMPLES = """\
 examples:
@@ -40,8 +40,11 @@ examples:
   fastpdu bench disk --durability directory         FileStore's fsyncs, and sync -f after cp
 """
 
+#: Operations in flight.
+_WINDOW = 4
 _LABELS = {
     "fastpdu": "fastpdu, FileStore",
+    "fastpdu-window": f"fastpdu, FileStore, window {_WINDOW}",
     "fastpdu-handler": "fastpdu, handler that writes the file",
     "stock": "pynetdicom, stock, handler that writes the file",
 }
@@ -49,6 +52,7 @@ _COMPARISON = Comparison(
     expected={
         "cp": 0.0003,
         "fastpdu": 0.0005,
+        "fastpdu-window": 0.0005,
         "fastpdu-handler": 0.0007,
         "stock": 0.013,
         "dcmtk": 0.05,
@@ -114,9 +118,10 @@ class _Store(_Files):
 
     def _move(self, target: Path) -> float:
         handler: Any = _writer(target)
-        if self.name == "fastpdu":
+        if self.name in ("fastpdu", "fastpdu-window"):
             handler = fastpdu.FileStore(target, durability=self._durability)
-        return send(self._transport, handler, self.series, self.pdu)
+        window = _WINDOW if self.name == "fastpdu-window" else 1
+        return send(self._transport, handler, self.series, self.pdu, window=window)
 
 
 def _writer(target: Path) -> pair.Handler:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import hashlib
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import fastpdu
 from fastpdu.bench import floor, pair, peers, verify
 from fastpdu.bench.certificates import Certificates
 from fastpdu.bench.errors import BenchError
@@ -144,6 +146,9 @@ def send(
     series: Series,
     pdu: int,
     tls: floor.TlsEnds | None = None,
+    *,
+    window: int = 1,
+    lead: floor.Lead | None = None,
 ) -> float:
     """Send a series over one association to a handler, both ends in this process; return the seconds.
 
@@ -159,17 +164,29 @@ def send(
         The maximum PDU length that both ends announce.
     tls : (server's context, client's context), optional
         Send it over TLS.
+    window : int
+        The operations in flight; more than one needs fastpdu.
+    lead : callable, optional
+        Returns the port to connect to, for that of the SCP: the way through a link.
     """
     accepting, requesting = tls or (None, None)
+    options = dataclasses.replace(fastpdu.TransportOptions.from_environment(), async_window=window)
     with (
-        pair.transport(transport),
+        pair.transport(transport, options),
         pair.scp(handler, series.contexts, pdu=pdu, tls=accepting) as port,
     ):
         association = pair.associate(
-            port, series.contexts, pdu=pdu, fast=transport == "fastpdu", tls=requesting
+            lead(port) if lead else port,
+            series.contexts,
+            pdu=pdu,
+            fast=transport == "fastpdu",
+            tls=requesting,
         )
         try:
-            elapsed = pair.send(association, series.instances)
+            if window > 1:
+                elapsed = pair.send_many(association, series.instances, window)
+            else:
+                elapsed = pair.send(association, series.instances)
         except BaseException:
             association.abort()
             raise

@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
-import fastpdu
 from fastpdu.bench import delay, floor, pair
 from fastpdu.bench.comparison import Comparison
 from fastpdu.bench.curves import Curve, Curves
@@ -18,7 +17,7 @@ from fastpdu.bench.errors import BenchError
 from fastpdu.bench.options import positive
 from fastpdu.bench.progress import progress
 from fastpdu.bench.report import Goal, Report, Row
-from fastpdu.bench.runners import Floor, HandlerRunner, Runner, measure
+from fastpdu.bench.runners import Floor, HandlerRunner, Runner, measure, send
 from fastpdu.bench.series import Series, ct_series, first
 
 SUMMARY = "1000 CT over a link of 0 to 100 ms, with and without a window, beside raw sockets"
@@ -217,26 +216,10 @@ class Stored(HandlerRunner):
         return super().measure()
 
     def _run(self, handler: pair.Handler) -> float:
-        name = "stock" if self._cell.kind == "stock" else "fastpdu"
-        window = self._cell.window
-        options = dataclasses.replace(
-            fastpdu.TransportOptions.from_environment(), async_window=window
+        transport = "stock" if self._cell.kind == "stock" else "fastpdu"
+        return send(
+            transport, handler, self.series, self.pdu, window=self._cell.window, lead=self._way
         )
-        contexts, instances = self.series.contexts, self.series.instances
-        with pair.transport(name, options), pair.scp(handler, contexts, pdu=self.pdu) as port:
-            association = pair.associate(
-                self._way(port), contexts, pdu=self.pdu, fast=name == "fastpdu"
-            )
-            try:
-                if self._cell.kind == "window":
-                    elapsed = pair.send_many(association, instances, window)
-                else:
-                    elapsed = pair.send(association, instances)
-            except BaseException:
-                association.abort()
-                raise
-            association.release()
-        return elapsed
 
 
 def _cells(args: argparse.Namespace) -> list[Cell]:
