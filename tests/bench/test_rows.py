@@ -22,6 +22,7 @@ from fastpdu.bench import (
     certificates,
     child,
     delay,
+    disk,
     find,
     floor,
     idle,
@@ -121,6 +122,13 @@ def test_store_rows_verify_and_measure(series: Series, name: str) -> None:
             association.release()
     assert verifier.finish() == "SHA-256 of 4"
     touch.check(verifier.samples)
+
+
+@pytest.mark.parametrize("name", ["fastpdu", "fastpdu-window", "fastpdu-handler", "stock"])
+def test_rows_from_files_to_files(series: Series, tmp_path: Path, name: str) -> None:
+    row = disk.Store(name, series, 1, pair.DEFAULT_PDU, tmp_path, "none")
+    assert row.verify().startswith("SHA-256 of 4")
+    assert row.measure() > 0
 
 
 @pytest.mark.parametrize("name", [name for name in retrieve.ROWS if name != "floor"])

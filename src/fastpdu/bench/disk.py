@@ -107,7 +107,9 @@ class _Copy(_Files):
             return time.perf_counter() - begun
 
 
-class _Store(_Files):
+class Store(_Files):
+    """One association in this process."""
+
     def __init__(
         self, name: str, series: Series, runs: int, pdu: int, directory: Path, durability: str
     ) -> None:
@@ -177,7 +179,7 @@ def _runners(
         elif name.startswith("dcmtk"):
             runners += dcmtk_row(name, part, runs, args.pdu, notes)
         else:
-            runners.append(_Store(name, part, runs, args.pdu, directory, args.durability))
+            runners.append(Store(name, part, runs, args.pdu, directory, args.durability))
     return runners
 
 
