@@ -40,8 +40,8 @@ examples:
   fastpdu bench disk --durability directory         FileStore's fsyncs, and sync -f after cp
 """
 
-#: Operations in flight.
-_WINDOW = 4
+#: Operations in flight: the next is written while one is stored, and more would only empty the caches.
+_WINDOW = 2
 _LABELS = {
     "fastpdu": "fastpdu, FileStore",
     "fastpdu-window": f"fastpdu, FileStore, window {_WINDOW}",
