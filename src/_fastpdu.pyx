@@ -33,7 +33,7 @@ from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
 from libc.errno cimport EAGAIN, EBADF, EINTR, ENOSYS
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
@@ -90,6 +90,7 @@ WAKE = 2
 TIMEOUT = 3
 OTHER = 4
 PARTIAL = 5
+COMMAND = 6
 
 cdef enum:
     C_HARD_PDU_CAP = 16 * 1024 * 1024
@@ -105,6 +106,7 @@ cdef enum:
     SINK = 256 * 1024  # bytes gathered before a write to the sink
     C_MAX_SINK_HEAD = 64 * 1024
     READ_CHUNK = 1024 * 1024  # bytes of a file in flight between pread and sendmsg
+    EARLY = 64 * 1024  # bytes of a data set in a file from which on the command set leaves before the file is read
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
     STAGE = 320 * 1024  # bytes of one write of the socket-object backend
     INBOX = 64 * 1024  # bytes that it reads without giving up the GIL
@@ -133,6 +135,7 @@ cdef enum:
     R_CANCELLED = 13
     R_SHORT_FILE = 14
     R_NOMEM = 15
+    R_COMMAND = 16
 
 
 class ProtocolError(Exception):
@@ -249,6 +252,8 @@ cdef class Message:
         The errno of the sink, if it could not be written and the rest was drained; else 0.
     sink : object
         What the caller says that the data set went to; None at first.
+    prepared : object
+        What the caller has made of the command set before the message was complete; None at first.
     """
 
     cdef readonly int context_id
@@ -256,7 +261,7 @@ cdef class Message:
     cdef readonly bytes data
     cdef readonly uint64_t length
     cdef readonly int error
-    cdef public object sink
+    cdef public object sink, prepared
 
     def __repr__(self):
         return (
@@ -320,6 +325,7 @@ cdef class Connection:
     cdef public bint quickack
     cdef public bint cork
     cdef public bint pack_command
+    cdef public bint tells_command
     cdef double c_pdu_timeout  # seconds, negative: none
     cdef object c_split
     cdef bint split_any
@@ -351,7 +357,7 @@ cdef class Connection:
     cdef bint in_fragment, fragment_is_command, fragment_is_last
     cdef int64_t pdu_began  # monotonic ns, 0: none in progress
     # the message in progress
-    cdef bint in_msg, command_done, complete, partial_due, partial_told
+    cdef bint in_msg, command_done, complete, partial_due, partial_told, command_told
     cdef int context
     cdef unsigned char *command
     cdef size_t command_len, command_size
@@ -378,6 +384,7 @@ cdef class Connection:
     cdef unsigned char out_heads[HEAD * IOVS]
     cdef unsigned char *chunk
     cdef size_t chunk_size, read_chunk
+    cdef uint64_t early
     cdef uint64_t out_sent  # bytes of the message that the kernel has taken
     cdef uint32_t packed  # bytes of the data set beside the command set, in its last PDU
     cdef bint pack_due  # they are still to be framed
@@ -386,7 +393,7 @@ cdef class Connection:
     cdef readonly bint send_broken
 
     cdef readonly uint64_t bytes_sent, bytes_received, pdus_sent, pdus_received
-    cdef readonly uint64_t messages_sent, messages_received, send_calls, receive_calls
+    cdef readonly uint64_t messages_sent, messages_received, send_calls, receive_calls, yielded_ns
     cdef readonly uint32_t largest_pdu_sent, largest_pdu_received
     cdef Waits send_waits, peer_waits
     cdef object last_tcp_info
@@ -399,6 +406,7 @@ cdef class Connection:
         self.c_split = frozenset()
         self.send_lock = threading.Lock()
         self.read_chunk = READ_CHUNK
+        self.early = EARLY
 
     def __init__(self, sock):
         if type(self) is Connection:
@@ -574,13 +582,17 @@ cdef class Connection:
             return R_WAKE
         return R_READY if ready else R_TIMEOUT
 
-    cdef int _linger(self, int64_t timeout) except -1:
+    cdef int _linger(self, int64_t timeout, bint awaited) except -1:
         """Wait until there is something to read; a wake-up ends it, and is left for who waits."""
+        cdef int64_t began
         if timeout == 0 or self.closing or self.ahead_end > self.ahead_at or self._pending():
             return 0
         self.users += 1
         with nogil:
-            self._wait_readable(timeout, True)
+            began = fp_now()
+            self._wait_readable(timeout, awaited)
+            if not awaited:
+                self.yielded_ns += <uint64_t>(fp_now() - began)
         self._leave()
         return 0
 
@@ -1078,12 +1090,22 @@ cdef class Connection:
             if not block:
                 self.starved = True
                 return R_TIMEOUT
+            if self.tells_command and self._command_is_news():
+                self.command_told = True
+                return R_COMMAND
             code = self._wait_readable(left(until), awaited or not idle)
             if code == R_READY:
                 continue
             if code == R_TIMEOUT and not idle:
                 return self._broke(0, "the peer stalled in the middle of a message")
             return code
+
+    cdef bint _command_is_news(self) noexcept nogil:
+        """Whether nothing has come of a message but its command set, and that has not been told."""
+        return (
+            self.command_done and not self.complete and not self.command_told
+            and not self.partial_due and self.data_total == 0
+        )
 
     cdef bint _in_progress(self) noexcept nogil:
         """Whether a PDU or message has begun."""
@@ -1127,8 +1149,8 @@ cdef class Connection:
         return message
 
     cdef void _forget(self) noexcept:
-        self.in_msg = self.command_done = self.complete = self.partial_due = self.partial_told = False
-        self.in_fragment = False
+        self.in_msg = self.in_fragment = False
+        self.command_done = self.command_told = self.complete = self.partial_due = self.partial_told = False
         self.pdv_left = 0
         self.command_len = 0
         self.data_len = self.data_size = self.data_total = 0
@@ -1140,9 +1162,9 @@ cdef class Connection:
 
     @property
     def partial(self):
-        """The message of which `receive` has told PARTIAL, as far as it is known."""
-        if not self.partial_due:
-            raise RuntimeError("no message waits for a sink")
+        """The message of which `receive` has told PARTIAL or COMMAND, as far as it is known."""
+        if not self.partial_due and not self.command_told:
+            raise RuntimeError("no message waits for a sink, or for its data set")
         return self._describe()
 
     def receive(self, timeout=None, *, bint awaited=False):
@@ -1159,7 +1181,7 @@ cdef class Connection:
         Returns
         -------
         Message or int
-            The message, or OTHER, WAKE, TIMEOUT, PARTIAL.
+            The message, or OTHER, WAKE, TIMEOUT, PARTIAL, COMMAND.
 
         Raises
         ------
@@ -1199,6 +1221,8 @@ cdef class Connection:
                     return OTHER
                 elif code == R_PARTIAL:
                     return PARTIAL
+                elif code == R_COMMAND:
+                    return COMMAND
                 else:
                     self._raise(code)
                 with nogil:
@@ -1497,6 +1521,9 @@ cdef class Connection:
             self.chunk_size = size if self.chunk != NULL else 0
             if self.chunk == NULL:
                 return R_NOMEM
+        if code == R_OK and length >= self.early and not self.packed and not self.cork:
+            # The receiver can deal with the command set while the file is read
+            code = self._flush(patience)
         while code == R_OK and length > 0:
             if size > length:
                 size = <size_t>length
@@ -1582,7 +1609,7 @@ cdef class Connection:
         self.send_broken = self.send_broken or self._half_written()
         return self._raise(code)
 
-    def send(self, context_id, command, data=(), *, max_pdu, timeout=None, linger=0, bint yields=False):
+    def send(self, context_id, command, data=(), *, max_pdu, timeout=None, linger=0, yields=None):
         """Send one whole DIMSE message as P-DATA-TF PDUs (PS3.7 6.3, PS3.8 Annex E).
 
         Parameters
@@ -1600,9 +1627,10 @@ cdef class Connection:
         linger : float, optional
             Seconds for which to wait afterwards, still without the GIL, until there is something to read: for who will
             read the answer next. What came of it is not told.
-        yields : bool, optional
-            Release the GIL even for a small message: for who has nothing urgent to do next, so that the thread that the
-            message wakes in this process, if there is one, can go on.
+        yields : float, optional
+            For who has nothing urgent to do next: release the GIL even for a small message, so that the thread that it
+            wakes in this process, if there is one, can go on, and if there is nothing to `linger` for, wait so many
+            seconds in the same way. That is not waiting for the peer: `yielded_ns` counts it.
 
         Returns
         -------
@@ -1624,6 +1652,7 @@ cdef class Connection:
         cdef Outgoing body = Outgoing(data)
         cdef int64_t patience = patience_of(timeout)
         cdef int64_t lingering = patience_of(linger)
+        cdef int64_t yielding = 0 if yields is None else patience_of(yields)
         cdef uint32_t fragment
         cdef int context, code
         cdef uint64_t before
@@ -1635,7 +1664,7 @@ cdef class Connection:
             try:
                 before = self.pdus_sent
                 self._pack(head.total, body.total, fragment)
-                if not yields and self._sent_at_once(context, head, body, fragment):
+                if yields is None and self._sent_at_once(context, head, body, fragment):
                     code = R_OK
                 elif self.out_count:
                     self._make_cancellable()
@@ -1649,7 +1678,10 @@ cdef class Connection:
                 before = self.pdus_sent - before
             finally:
                 self._leave()
-        self._linger(lingering)
+        if lingering:
+            self._linger(lingering, True)
+        else:
+            self._linger(yielding, False)
         return before
 
     def send_file(self, context_id, command, int fd, offset, length, *, max_pdu, timeout=None, linger=0):
@@ -1712,7 +1744,7 @@ cdef class Connection:
                 before = self.pdus_sent - before
             finally:
                 self._leave()
-        self._linger(lingering)
+        self._linger(lingering, True)
         return before
 
     def send_bytes(self, data, *, timeout=None):
@@ -1975,6 +2007,7 @@ cdef class SocketConnection(Connection):
             self.io_lock = getattr(sock, "io_lock", self.io_lock)
         self.pending = getattr(sock, "pending", None)
         self.read_chunk = STAGE - 64 * 1024  # so that a chunk, framed, is one write
+        self.early = UINT64_MAX  # a TLS record for the command set alone costs more than it gives
         if not FP_HAVE_FD:
             self.wake_pair = make_pair()
             self.cancel_pair = make_pair()
@@ -2429,6 +2462,43 @@ def decode_command(data):
             found[element] = text.decode("ascii")
         at += length
     return found
+
+
+def is_uid(text):
+    """Whether a text is a UID as PS3.5 9.1 wants it.
+
+    Parameters
+    ----------
+    text : str
+        The text, without padding.
+
+    Returns
+    -------
+    bool
+        False if it is empty, longer than 64 characters, or not of numbers without leading zeros, separated by dots.
+    """
+    cdef Py_ssize_t size = len(text)
+    cdef Py_UCS4 character
+    cdef Py_UCS4 first = 0  # of the number in progress
+    cdef int digits = 0
+    if not isinstance(text, str):
+        raise TypeError(f"a UID is a str, not {text!r}")
+    if size == 0 or size > 64:
+        return False
+    for character in <str>text:
+        if character == u".":
+            if digits == 0:
+                return False
+            digits = 0
+        elif u"0" <= character <= u"9":
+            if digits == 0:
+                first = character
+            elif first == u"0":
+                return False
+            digits += 1
+        else:
+            return False
+    return digits > 0
 
 
 # ----------------------------------------------------------------------------------- Part 10 files

@@ -14,6 +14,7 @@ WAKE: int
 TIMEOUT: int
 OTHER: int
 PARTIAL: int
+COMMAND: int
 
 MIN_PDU: int
 HARD_PDU_CAP: int
@@ -40,6 +41,7 @@ class CommandError(ValueError): ...
 @final
 class Message:
     sink: Any
+    prepared: Any
     @property
     def context_id(self) -> int: ...
     @property
@@ -64,6 +66,7 @@ class Connection:
     quickack: bool
     cork: bool
     pack_command: bool
+    tells_command: bool
     @property
     def pdu_timeout(self) -> _Number: ...
     @pdu_timeout.setter
@@ -81,7 +84,7 @@ class Connection:
         max_pdu: int,
         timeout: _Number = None,
         linger: _Number = 0,
-        yields: bool = False,
+        yields: _Number = None,
     ) -> int: ...
     def send_file(
         self,
@@ -145,6 +148,8 @@ class Connection:
     @property
     def send_blocked_ns(self) -> int: ...
     @property
+    def yielded_ns(self) -> int: ...
+    @property
     def send_stalls(self) -> int: ...
     @property
     def longest_send_wait_ns(self) -> int: ...
@@ -181,6 +186,7 @@ class Part10:
 def connect(sock: _Socket) -> Connection: ...
 def encode_command(elements: Mapping[int, _Value]) -> bytes: ...
 def decode_command(data: bytes) -> dict[int, Any]: ...
+def is_uid(text: str) -> bool: ...
 def open_head(path: str | os.PathLike[str], limit: int) -> tuple[int, int, bytes]: ...
 def close_file(fd: int) -> None: ...
 def read_part10(head: bytes) -> Part10 | None: ...

@@ -22,6 +22,7 @@ import errno
 import functools
 import math
 import os
+import re
 import select
 import selectors
 import socket
@@ -87,6 +88,7 @@ WAKE = 2
 TIMEOUT = 3
 OTHER = 4
 PARTIAL = 5
+COMMAND = 6
 
 _P_DATA = 0x04
 _HEADER = 6  # PDU type, reserved, length (PS3.8 9.3.1)
@@ -354,9 +356,11 @@ class Message:
         The errno of the sink, if it could not be written and the rest was drained; else 0.
     sink : object
         What the caller says that the data set went to; None at first.
+    prepared : object
+        What the caller has made of the command set before the message was complete; None at first.
     """
 
-    __slots__ = ("command", "context_id", "data", "error", "length", "sink")
+    __slots__ = ("command", "context_id", "data", "error", "length", "prepared", "sink")
 
     def __init__(
         self, context_id: int, command: bytes, data: bytes | None, length: int, error: int = 0
@@ -367,6 +371,7 @@ class Message:
         self.length = length
         self.error = error
         self.sink: object = None
+        self.prepared: object = None
 
     def __repr__(self) -> str:
         return (
@@ -691,6 +696,8 @@ class Connection:
         Whether the last PDU of a command set takes as much of the data set as it has room for (PS3.8 E.1).
     split_commands : frozenset of int
         Command fields whose data set goes to a sink.
+    tells_command : bool
+        Whether the compiled engine tells COMMAND. Nothing could be done meanwhile here, so it is never told.
     """
 
     def __init__(self, sock: Any) -> None:
@@ -707,6 +714,7 @@ class Connection:
         self.cork: bool = False
         self.pack_command: bool = False
         self.split_commands: frozenset[int] = frozenset()
+        self.tells_command: bool = False
 
         self._guard = threading.RLock()  # re-entrant: signal handlers may call wake()
         self._users = 0
@@ -948,6 +956,11 @@ class Connection:
     def send_blocked_ns(self) -> int:
         """Nanoseconds for which sends were blocked."""
         return self._send_waits.total
+
+    @property
+    def yielded_ns(self) -> int:
+        """Nanoseconds for which the compiled engine's sends waited as their `yields` says: none here."""
+        return 0
 
     @property
     def send_stalls(self) -> int:
@@ -1449,7 +1462,7 @@ class Connection:
         max_pdu: int,
         timeout: float | None = None,
         linger: float = 0,
-        yields: bool = False,
+        yields: float | None = None,
     ) -> int:
         """Send one whole DIMSE message as P-DATA-TF PDUs (PS3.7 6.3, PS3.8 Annex E).
 
@@ -1468,8 +1481,9 @@ class Connection:
         linger : float, optional
             Seconds for which the compiled engine waits for something to read before it returns. There is nothing to
             be gained by that here.
-        yields : bool, optional
-            Whether the compiled engine releases the GIL even for a small message. Here it always is.
+        yields : float, optional
+            Seconds for which the compiled engine waits likewise, and whether it releases the GIL even for a small
+            message. Here it always is.
 
         Returns
         -------
@@ -1490,6 +1504,7 @@ class Connection:
         fragment = _fragment_size(max_pdu)
         _deadline(timeout)
         _deadline(linger)
+        _deadline(yields)
         with _views([command]) as head, _views(_buffers_of(data)) as body:
             beside = self._beside(head, sum(map(len, body)), fragment)
             pdus = _message_pdus(context_id, head, [body], fragment, beside)
@@ -2378,6 +2393,25 @@ def decode_command(data: bytes) -> dict[int, Any]:
         found[tag] = _decode_value(tag, _COMMAND_VRS[tag], field)
         last = tag
     return found
+
+
+_is_uid = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*").fullmatch
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text is a UID as PS3.5 9.1 wants it.
+
+    Parameters
+    ----------
+    text : str
+        The text, without padding.
+
+    Returns
+    -------
+    bool
+        False if it is empty, longer than 64 characters, or not of numbers without leading zeros, separated by dots.
+    """
+    return len(text) <= 64 and _is_uid(text) is not None
 
 
 def _decode_value(tag: int, vr: str, field: bytes) -> int | str | tuple[int, ...]:

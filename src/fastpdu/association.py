@@ -230,17 +230,19 @@ class AssociationMixin(stock.Association):
         local, remote = self.requestor, self.acceptor
         if self.is_acceptor:
             local, remote = remote, local
+        connection = self.dul.connection
+        yielded = connection.yielded_ns / 1e9 if connection is not None else 0.0
         # (not there if somebody has put another provider in its place)
         roads: Any = getattr(self.dimse, "roads", {})
         return stats.from_connection(
-            self.dul.connection,
+            connection,
             stock_messages_sent=roads.get("stock_sent", 0),
             stock_messages_received=roads.get("stock_received", 0),
             maximum_length_local=local.maximum_length,
             # (pynetdicom has a default before the peer has said anything)
             maximum_length_peer=None if remote.writeable else remote.maximum_length,
             duration_seconds=self.dul.duration,
-            handler_seconds=self._serving.seconds,
+            handler_seconds=self._serving.seconds - yielded,
         )
 
     def _log_end(self) -> None:

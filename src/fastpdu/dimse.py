@@ -278,7 +278,10 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         if (sink is None or isinstance(sink, Incoming)) and not self._is_watched(
             evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler
         ):
-            primitive = messages.to_primitive(message)
+            if message.prepared is not None:
+                primitive = messages.complete_store(message)
+            else:
+                primitive = messages.to_primitive(message)
             if primitive is not None:
                 if sink is not None:
                     primitive._dataset_file = sink
@@ -309,6 +312,31 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             return True
         return _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
 
+    # Messages that have begun -----------------------------------------------------------------------------------------
+
+    def begin_message(self, connection: engine.Connection, needs_sink: bool) -> Any:
+        """Do for a message whose command set has come what need not wait for the data set.
+
+        Parameters
+        ----------
+        connection : engine.Connection
+            The connection, which has told PARTIAL or COMMAND.
+        needs_sink : bool
+            Whether to say where the data set goes.
+
+        Returns
+        -------
+        pynetdicom.dimse_primitives.C_STORE or None
+            The request, for `Message.prepared`.
+        """
+        message = connection.partial
+        request = None
+        if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
+            request = messages.prepare_store(message)
+        if needs_sink:
+            self._open_sink(connection, message, request)
+        return request
+
     # Data sets that go to a file as they arrive -------------------------------------------------------------------
 
     def split_commands(self) -> frozenset[int]:
@@ -323,17 +351,16 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         handler = handlers.get(evt.EVT_C_STORE, (None,))[0]
         return handler if isinstance(handler, FileStore) else None
 
-    def open_sink(self, connection: engine.Connection) -> None:
-        """Say where a data set goes that is about to come.
-
-        Parameters
-        ----------
-        connection : engine.Connection
-            The connection, which has told PARTIAL.
-        """
-        message = connection.partial
+    def _open_sink(
+        self, connection: engine.Connection, message: engine.Message, request: Any
+    ) -> None:
+        """Say where the data set goes of a message that has begun."""
         try:
-            sop_class, sop_instance = messages.store_uids(message)
+            if request is None:
+                sop_class, sop_instance = messages.store_uids(message)
+            else:
+                sop_class = request._affected_sop_class_uid
+                sop_instance = request._affected_sop_instance_uid
             context = self.assoc._accepted_cx[message.context_id]
             transfer_syntax = context.transfer_syntax[0]
         except Exception as error:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from io import BytesIO
 from operator import attrgetter
 from typing import Any, cast
 
 from pydicom.uid import UID
 from pynetdicom import _config, _validators, dimse, dimse_messages
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
@@ -73,15 +73,9 @@ _WORDS = re.compile(r"SOP|UID|ID|[A-Z][a-z]+")
 _TAG_ELEMENTS = {0x0901, 0x1005}
 
 
-_is_conformant = re.compile(r"(?:0|[1-9][0-9]*)(?:\.(?:0|[1-9][0-9]*))*").fullmatch
-
-
-@lru_cache(maxsize=1024)
 def _conformant_uid(text: str) -> UID | None:
     """Return a UID that every validator of pydicom and pynetdicom accepts, without asking them; else None."""
-    if len(text) > 64 or not _is_conformant(text):
-        return None
-    return str.__new__(UID, text)
+    return str.__new__(UID, text) if engine.is_uid(text) else None
 
 
 def _attribute_of(primitive: type, keyword: str) -> str:
@@ -383,6 +377,45 @@ _PLAIN_RESPONSE = frozenset({0x0002, COMMAND_FIELD, 0x0120, COMMAND_DATA_SET_TYP
 _PRIORITIES = frozenset({0, 1, 2})
 
 
+def prepare_store(message: engine.Message) -> Any:
+    """Return what a C-STORE request needs that has come but for its data set.
+
+    Parameters
+    ----------
+    message : engine.Message
+        The message so far.
+
+    Returns
+    -------
+    pynetdicom.dimse_primitives.C_STORE or None
+        The request, with an empty data set, for `Message.prepared`; None if there is nothing to be prepared.
+    """
+    try:
+        request = to_primitive(message)
+    except Exception:
+        # It will be raised again when the message is complete
+        return None
+    if (
+        type(request) is not C_STORE
+        or request._message_id is None
+        or request._affected_sop_class_uid is None
+        or request._affected_sop_instance_uid is None
+    ):
+        return None
+    vars(request).update(
+        _prepared_response=store_response(request),
+        _prepared_success=encode_store_response(request, 0x0000),
+    )
+    return request
+
+
+def complete_store(message: engine.Message) -> Any:
+    """Return the prepared request of a message that is complete."""
+    request = cast(C_STORE, message.prepared)
+    request._dataset = _stream(message.data)
+    return request
+
+
 def store_request(sop_class: str, sop_instance: str, message_id: int, priority: int) -> Any:
     """Return a C-STORE request without its data set.
 
@@ -420,8 +453,8 @@ def encode_store_request(
         and type(priority) is int
         and priority in _PRIORITIES
         and _checks_uids_as_usual()
-        and _conformant_uid(sop_class)
-        and _conformant_uid(sop_instance)
+        and engine.is_uid(sop_class)
+        and engine.is_uid(sop_instance)
     ):
         return None
     try:
@@ -471,6 +504,9 @@ def store_uids(message: engine.Message) -> tuple[str, str]:
 
 def store_response(request: Any) -> Any:
     """Return the response to a C-STORE request, without its status."""
+    prepared = vars(request).get("_prepared_response")
+    if prepared is not None:
+        return prepared
     response = _STORE_RESPONSE.make({})
     # The request has had them checked
     response._message_id = response._message_id_being_responded_to = request._message_id
@@ -483,6 +519,9 @@ def encode_store_response(request: Any, status: Any) -> Encoded | None:
     """Return a response that says nothing but its status, None if a value needs a closer look."""
     if type(status) is not int or status not in STORAGE_SERVICE_CLASS_STATUS:
         return None
+    prepared = vars(request).get("_prepared_success")
+    if prepared is not None and status == 0x0000:
+        return cast(Encoded, prepared)
     try:
         command = engine.encode_command(
             {
@@ -539,8 +578,8 @@ def plain_answer(message: engine.Message, field: int) -> tuple[int, int] | None:
         or 0x0900 not in elements
         or not _PLAIN_RESPONSE.issuperset(elements)
         or not _checks_uids_as_usual()
-        or not _conformant_uid(elements.get(0x0002, "0"))
-        or not _conformant_uid(elements.get(0x1000, "0"))
+        or not engine.is_uid(elements.get(0x0002, "0"))
+        or not engine.is_uid(elements.get(0x1000, "0"))
     ):
         return None
     return elements[0x0120], elements[0x0900]
@@ -625,8 +664,7 @@ def plain_pending(message: engine.Message, fields: frozenset[int]) -> Pending | 
         or 0x0120 not in elements
         or not _PENDING_ELEMENTS.issuperset(elements)
         or (
-            0x0002 in elements
-            and not (_checks_uids_as_usual() and _conformant_uid(elements[0x0002]))
+            0x0002 in elements and not (_checks_uids_as_usual() and engine.is_uid(elements[0x0002]))
         )
     ):
         return None

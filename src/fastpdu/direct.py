@@ -26,6 +26,8 @@ LOGGER = logging.getLogger("pynetdicom.dul")
 
 # Seconds for which the idle reader stays away after somebody else has read: that one will be back soon
 LEASE = 0.02
+# Seconds for which an acceptor leaves the GIL to others after a response, unless the next request comes before
+YIELD = 0.001
 # Seconds for which a reader may take to notice that the connection has ended
 LAST_WORDS = 1.0
 # Messages that may wait for somebody who does not take them, before the socket is left alone
@@ -100,7 +102,7 @@ class DirectMode:
                     max_pdu=max_pdu,
                     timeout=timeout,
                     linger=LEASE if message.is_awaited else 0,
-                    yields=message.is_last,
+                    yields=self._yields() if message.is_last else None,
                 )
             else:
                 self._send_file(connection, context_id, message, max_pdu, timeout)
@@ -113,6 +115,13 @@ class DirectMode:
                 raise
             self._sending_failed(connection, error)
         return True
+
+    def _yields(self) -> float:
+        """Return for how long to leave the GIL to others after a last response.
+
+        On the association's thread, what is still to be done for a request is done while the next one comes.
+        """
+        return YIELD if threading.get_ident() == self._dul.assoc.ident else 0
 
     def _send_file(
         self,

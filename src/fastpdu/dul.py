@@ -54,6 +54,8 @@ DRAIN = 64
 LOCAL_EVENTS = frozenset({"Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15"})
 # States in which an answer of the peer is due: A-ASSOCIATE-AC or -RJ, A-RELEASE-RP (PS3.8 9.2.1)
 AWAITING = frozenset({"Sta5", "Sta7", "Sta10", "Sta11"})
+# Outcomes of `Connection.receive` that tell of a message that has begun
+_BEGUN = (engine.PARTIAL, engine.COMMAND)
 # Reasons in an A-ABORT of the service provider (PS3.8 9.3.8)
 UNEXPECTED_PDU = 2
 INVALID_PARAMETER = 6
@@ -329,9 +331,11 @@ class DULServiceProvider(stock.DULServiceProvider):
         split = dimse.split_commands()
         if split is not self._split:
             connection.split_commands = self._split = split
-        while (message := connection.receive(timeout, awaited=awaited)) == engine.PARTIAL:
-            dimse.open_sink(connection)
+        prepared = None
+        while (message := connection.receive(timeout, awaited=awaited)) in _BEGUN:
+            prepared = dimse.begin_message(connection, message == engine.PARTIAL)
         if not isinstance(message, int):
+            message.prepared = prepared
             # While the read token is in hand: the next message may need a file, too
             message.sink, dimse.sink = dimse.sink, None
             self._idle_timer.restart()
@@ -362,6 +366,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         if not assoc.is_requestor:
             local, remote = remote, local
         connection.max_receive_pdu = local.maximum_length or 0
+        connection.tells_command = True
         self.peer_maximum = remote.maximum_length or 0
         self._maxima_known = True
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 __all__ = [
     "BACKEND",
     "CAN_CORK",
+    "COMMAND",
     "HARD_PDU_CAP",
     "MAX_ASSOCIATE_PDU",
     "MAX_COMMAND",
@@ -43,6 +44,7 @@ __all__ = [
     "connect",
     "decode_command",
     "encode_command",
+    "is_uid",
     "open_head",
     "read_part10",
 ]
@@ -89,6 +91,7 @@ BACKEND = _choose()
 if TYPE_CHECKING or BACKEND == "compiled":
     from fastpdu._fastpdu import (
         CAN_CORK,
+        COMMAND,
         HARD_PDU_CAP,
         MAX_ASSOCIATE_PDU,
         MAX_COMMAND,
@@ -113,12 +116,14 @@ if TYPE_CHECKING or BACKEND == "compiled":
         connect,
         decode_command,
         encode_command,
+        is_uid,
         open_head,
         read_part10,
     )
 else:
     from fastpdu._pure import (
         CAN_CORK,
+        COMMAND,
         HARD_PDU_CAP,
         MAX_ASSOCIATE_PDU,
         MAX_COMMAND,
@@ -143,6 +148,7 @@ else:
         connect,
         decode_command,
         encode_command,
+        is_uid,
         open_head,
         read_part10,
     )

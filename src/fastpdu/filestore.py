@@ -1,6 +1,6 @@
 """FileStore: what C-STORE brings goes into files (PS3.4 B, PS3.10).
 
-On a fast association the data set goes from the socket to the file while it arrives: `DIMSEServiceProvider.open_sink`
+On a fast association the data set goes from the socket to the file while it arrives: `DIMSEServiceProvider._open_sink`
 asks the store for a descriptor as soon as the command set is complete. Everywhere else (pynetdicom's own transport, an
 association that somebody watches) the handler is given the whole data set and writes it.
 """

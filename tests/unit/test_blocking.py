@@ -70,8 +70,15 @@ def test_endless_timeouts(one: Link, timeout: float) -> None:
 
 
 def test_constants_differ(engine: Any) -> None:
-    values = [engine.READY, engine.WAKE, engine.TIMEOUT, engine.OTHER, engine.PARTIAL]
-    assert len(set(values)) == 5
+    values = [
+        engine.READY,
+        engine.WAKE,
+        engine.TIMEOUT,
+        engine.OTHER,
+        engine.PARTIAL,
+        engine.COMMAND,
+    ]
+    assert len(set(values)) == len(values)
     assert all(type(value) is int for value in values)
 
 

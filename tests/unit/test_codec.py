@@ -554,3 +554,44 @@ def test_open_head_tells_what_is_wrong(codec: Any, tmp_path: Path) -> None:
         codec.open_head(None, 10)
     if before is not None:
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("1", True),
+        ("0", True),
+        ("1.2.840.10008.1.1", True),
+        ("1.0.2", True),
+        ("1." * 31 + "10", True),
+        ("1." * 32 + "1", False),
+        ("", False),
+        (".", False),
+        ("1.", False),
+        (".1", False),
+        ("1..2", False),
+        ("1.02", False),
+        ("00", False),
+        ("1.2 ", False),
+        ("1.2\n", False),
+        ("1.2\0", False),
+        ("1.a", False),
+        ("\u0661.2", False),
+    ],
+)
+def test_is_uid(codec: Any, text: str, is_one: bool) -> None:
+    assert codec.is_uid(text) is is_one
+
+
+@given(st.text("0123456789.", max_size=70))
+def test_both_agree_on_uids(text: str) -> None:
+    pure, compiled = (Impl(name, "fd").module for name in CODECS)
+    assert compiled.is_uid(text) is pure.is_uid(text)
+
+
+def test_is_uid_takes_text(codec: Any) -> None:
+    with pytest.raises(TypeError):
+        codec.is_uid(None)
+    with pytest.raises(TypeError):
+        codec.is_uid(b"1.2")
+    assert codec.is_uid(pydicom.uid.UID("1.2.3"))

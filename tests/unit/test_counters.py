@@ -151,6 +151,33 @@ def test_a_send_that_lingers(one: Link, engine: Any) -> None:
         assert one.conn.peer_stalls == 1
 
 
+def test_a_send_that_yields(one: Link, engine: Any) -> None:
+    """It waits likewise, and that is not waiting for the peer."""
+    one.conn.send(1, ECHO, max_pdu=0, yields=0.04)
+    assert waits(one.conn) == {}
+    if one.conn.yielded_ns:  # an engine that lingers
+        assert one.conn.yielded_ns > 30_000_000
+        before = one.conn.yielded_ns
+        one.conn.send(1, ECHO, max_pdu=0)
+        one.conn.send(1, ECHO, max_pdu=0, yields=0)
+        one.feed(b"".join(message(1, ECHO, None)))
+        one.conn.send(1, ECHO, max_pdu=0, yields=30)
+        assert one.conn.yielded_ns - before < 20_000_000_000
+    # who waits for the answer has a better reason
+    if one.conn.yielded_ns:
+        assert one.conn.receive().command == ECHO
+    before = one.conn.yielded_ns
+    one.conn.send(1, ECHO, max_pdu=0, linger=0.01, yields=30)
+    assert one.conn.yielded_ns == before
+
+
+@pytest.mark.parametrize("yields", [-1, float("nan")])
+def test_no_such_time_to_yield(one: Link, yields: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        one.conn.send(1, ECHO, max_pdu=0, yields=yields)
+    assert one.conn.bytes_sent == 0
+
+
 def test_bytes_end_a_wait(one: Link, engine: Any) -> None:
     assert one.conn.wait(0.01, awaited=True) == engine.TIMEOUT
     one.feed(b"".join(message(1, ECHO, None)))

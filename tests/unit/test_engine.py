@@ -23,6 +23,7 @@ NAMES = [
     "connect",
     "decode_command",
     "encode_command",
+    "is_uid",
     "close_file",
     "open_head",
     "read_part10",
@@ -38,6 +39,7 @@ CONSTANTS = [
     "TIMEOUT",
     "UNLIMITED_FRAGMENT",
     "CAN_CORK",
+    "COMMAND",
     "WAKE",
 ]
 
@@ -129,6 +131,7 @@ def test_interfaces_agree() -> None:
         "cork",
         "pack_command",
         "split_commands",
+        "tells_command",
     }
     for name in ("Connection", "FdConnection", "SocketConnection"):
         ours, theirs = getattr(pure, name), getattr(compiled, name)

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -640,6 +641,68 @@ def test_abandon(one: Link, engine: Any) -> None:
     assert not one.conn.in_pdu
     one.feed(b"".join(message(1, STORE, b"12")))
     assert one.conn.receive(PATIENCE).data == b"12"
+
+
+# ------------------------------------------------------------------------------------- the command set alone
+
+
+def receive_told(conn: Any, module: Any, told: list[Any]) -> Any:
+    """Receive one message; `told` gets what was known when its command set was told of."""
+    while True:
+        got = conn.receive(PATIENCE)
+        if got != module.COMMAND:
+            return got
+        told.append(conn.partial)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000])
+def test_command_is_told_once(one: Link, engine: Any, size: int) -> None:
+    """By an engine that has something to gain by it."""
+    one.conn.tells_command = True
+    data = noise(size)
+    head, *rest = message(3, STORE, data, [1000] * (size // 1000))
+    for _ in range(2):
+        told: list[Any] = []
+        receiving = Background(receive_told, one.conn, engine, told)
+        one.feed(head)
+        eventually(lambda: one.conn.in_message and one.conn.buffered == 0)
+        time.sleep(0.02)
+        one.feed(b"".join(rest))
+        got = receiving.result()
+        assert (got.context_id, got.command, got.data, got.prepared) == (3, STORE, data, None)
+        assert [(part.context_id, part.command, part.data) for part in told] == [
+            (3, STORE, None)
+        ] * len(told)
+        assert len(told) == (engine.__name__ == "fastpdu._fastpdu")
+
+
+def test_command_is_not_told(one: Link, engine: Any) -> None:
+    """If the data set is there already, there is none, it goes to a sink, nobody waits, or nobody asked."""
+    one.conn.tells_command = True
+    one.feed(b"".join(message(1, STORE, b"ab") + message(1, ECHO, None)))
+    assert one.conn.receive(PATIENCE).data == b"ab"
+    assert one.conn.receive(PATIENCE).command == ECHO
+    head, rest = message(1, STORE, b"ab")
+    one.feed(head)
+    assert one.conn.receive(0) == engine.TIMEOUT
+    with pytest.raises(RuntimeError):
+        one.conn.partial  # noqa: B018
+    one.feed(rest)
+    assert one.conn.receive(PATIENCE).data == b"ab"
+    one.conn.split_commands = frozenset({0x0001})
+    one.feed(head)
+    assert one.conn.receive(PATIENCE) == engine.PARTIAL
+    one.conn.set_sink(-1)
+    receiving = Background(one.conn.receive, PATIENCE)
+    one.feed(rest)
+    assert receiving.result().data == b"ab"
+    one.conn.split_commands = frozenset()
+    one.conn.tells_command = False
+    receiving = Background(one.conn.receive, PATIENCE)
+    one.feed(head)
+    time.sleep(0.02)
+    one.feed(rest)
+    assert receiving.result().data == b"ab"
 
 
 # ------------------------------------------------------------------------------------------------- sinks

@@ -21,6 +21,8 @@ from engine_kit import (
     blocked,
     frame,
     noise,
+    pdata,
+    pdv,
     read_all,
     read_exactly,
 )
@@ -393,3 +395,27 @@ def test_closed_descriptor_of_a_file(one: Link, tmp_path: Path) -> None:
     os.close(fd)
     with pytest.raises(OSError):
         one.conn.send_file(1, STORE, fd, 0, 4, max_pdu=0)
+
+
+@pytest.mark.parametrize("size", [65_535, 65_536])
+def test_the_command_set_leaves_before_a_large_file_is_read(
+    impl: Impl, one: Link, tmp_path: Path, size: int
+) -> None:
+    """So that the receiver can deal with it meanwhile; alone, should the file be cut."""
+    path = tmp_path / "data"
+    path.write_bytes(b"cut")
+    command = pdata(pdv(1, 3, STORE))
+    leaves = size == 65_536 and (impl.backend, impl.kind) == ("compiled", "fd")
+    with path.open("rb") as file, pytest.raises(EOFError):
+        one.conn.send_file(1, STORE, file.fileno(), 0, size, max_pdu=16382)
+    assert one.conn.bytes_sent == (len(command) if leaves else 0)
+    assert not one.conn.send_broken
+    if leaves:
+        assert read_exactly(one.raw, len(command)) == command
+    for option in ("cork", "pack_command"):
+        setattr(one.conn, option, True)
+        before = one.conn.bytes_sent
+        with path.open("rb") as file, pytest.raises(EOFError):
+            one.conn.send_file(1, STORE, file.fileno(), 0, size, max_pdu=16382)
+        assert one.conn.bytes_sent == before
+        setattr(one.conn, option, False)
