@@ -12,6 +12,7 @@ the GIL and returns one of the ``R_*`` codes below; the ``def`` methods turn tho
 import errno
 import operator
 import os
+import stat
 import threading
 
 try:
@@ -32,7 +33,7 @@ from cpython.bytes cimport PyBytes_AsString, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_XDECREF
-from libc.errno cimport EAGAIN, EBADF, EINTR, ENOSYS
+from libc.errno cimport EAGAIN, EBADF, EINTR, ENOSYS, ESPIPE
 from libc.stdint cimport UINT64_MAX, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
@@ -58,7 +59,7 @@ cdef extern from "_fastpdu_sys.h" nogil:
     int64_t fp_now()
     int fp_dup(int fd)
     int fp_open(const char *path)
-    int64_t fp_size(int fd)
+    int64_t fp_file_size(int fd)
     void fp_close(int fd)
     int64_t fp_recvv(int fd, fp_iov *v, int n)
     int64_t fp_sendv(int fd, fp_iov *v, int n)
@@ -80,6 +81,8 @@ MAX_COMMAND = 65536
 UNLIMITED_FRAGMENT = 131072 - 12
 # Whether `Connection.cork` has an effect on this platform
 CAN_CORK = bool(FP_CAN_CORK)
+
+NOT_REGULAR = "Not a regular file"
 
 # Nanoseconds from which on a wait is a suspected stall: the shortest delayed ACK takes 40 ms
 STALL_NS = 30000000
@@ -133,7 +136,7 @@ cdef enum:
     R_PROTOCOL = 11  # self.reason, self.what
     R_RAISED = 12  # self.raised holds the exception of a socket object
     R_CANCELLED = 13
-    R_SHORT_FILE = 14
+    R_FILE = 14  # the file that is sent cannot be read: self.failure holds the errno, 0 if it ends early
     R_NOMEM = 15
     R_COMMAND = 16
 
@@ -184,6 +187,22 @@ class Cancelled(Exception):
 
     def __init__(self, message, begun=False):
         super().__init__(message)
+        self.begun = begun
+
+
+class FileError(OSError, EOFError):
+    """A file that is being sent cannot be read to the end that it was said to have: the message cannot be completed.
+
+    No PDU has been cut. `errno` is None if the file has become shorter.
+
+    Attributes
+    ----------
+    begun : bool
+        Whether a part of the message has left.
+    """
+
+    def __init__(self, message, begun=False, number=0):
+        super().__init__(*((number, message) if number else (message,)))
         self.begun = begun
 
 
@@ -526,8 +545,12 @@ cdef class Connection:
             raise MemoryError
         if code == R_CANCELLED:
             raise Cancelled("the send was cancelled", self.out_sent > 0)
-        if code == R_SHORT_FILE:
-            raise EOFError("the file is shorter than it was when the transfer began")
+        if code == R_FILE:
+            if self.failure == 0:
+                raise FileError("the file is shorter than it was when the transfer began", self.out_sent > 0)
+            raise FileError(
+                f"the file cannot be read: {os.strerror(self.failure)}", self.out_sent > 0, self.failure
+            )
         if code == R_ERRNO:
             error = OSError(self.failure, os.strerror(self.failure))
             if isinstance(error, ConnectionError):
@@ -1533,9 +1556,8 @@ cdef class Connection:
                 if r <= 0:
                     # The PDUs that are in the vectors already must not leave alone
                     self._clear_vectors()
-                    if r == 0:
-                        return R_SHORT_FILE
-                    return self._failed(r)
+                    self.failure = <int>-r
+                    return R_FILE
                 got += <size_t>r
                 offset += r
             length -= size
@@ -1712,10 +1734,10 @@ cdef class Connection:
 
         Raises
         ------
-        EOFError
-            If the file is shorter than `offset` + `length`.
+        FileError
+            If the file is shorter than `offset` + `length`, or cannot be read.
         ValueError, TimeoutError, PeerClosed, OSError, Cancelled
-            As for `send`, and if the file cannot be read.
+            As for `send`.
         """
         cdef Outgoing head = Outgoing(command)
         cdef int64_t patience = patience_of(timeout)
@@ -2305,11 +2327,11 @@ cdef inline void put32(unsigned char *p, uint32_t v) noexcept:
     put16(p + 2, v >> 16)
 
 
-cdef inline uint32_t get16(const unsigned char *p) noexcept:
+cdef inline uint32_t get16(const unsigned char *p) noexcept nogil:
     return p[0] | (<uint32_t>p[1] << 8)
 
 
-cdef inline uint32_t get32(const unsigned char *p) noexcept:
+cdef inline uint32_t get32(const unsigned char *p) noexcept nogil:
     return get16(p) | (get16(p + 2) << 16)
 
 
@@ -2533,7 +2555,7 @@ cdef str uid_at(const unsigned char *p, size_t n):
     return PyBytes_FromStringAndSize(<char *>p, <Py_ssize_t>n).decode("ascii")
 
 
-cdef inline bint long_form(const unsigned char *vr) noexcept:
+cdef inline bint long_form(const unsigned char *vr) noexcept nogil:
     """Whether an explicit VR has a 32-bit length (PS3.5 7.1.2)."""
     if vr[0] == 0x4F:  # OB OD OF OL OV OW
         return vr[1] in b"BDFLVW"
@@ -2550,7 +2572,9 @@ cdef struct Element:
     size_t value
 
 
-cdef int element_at(const unsigned char *p, size_t size, size_t at, bint explicit, bint big, Element *e) noexcept:
+cdef int element_at(
+    const unsigned char *p, size_t size, size_t at, bint explicit, bint big, Element *e
+) noexcept nogil:
     """Read an element header; -1 if it is not whole, or not one."""
     cdef uint32_t group, number
     if size - at < 8:
@@ -2597,7 +2621,8 @@ def open_head(path, Py_ssize_t limit):
     Raises
     ------
     OSError
-        If it cannot be opened or read, or has no length (a pipe).
+        If it cannot be opened or read. With ESPIPE: it is neither a regular file nor a directory (a pipe, a device);
+        opening it has not waited for anybody.
     TypeError, ValueError
         If `path` is not one, or `limit` is negative.
     """
@@ -2623,17 +2648,17 @@ def open_head(path, Py_ssize_t limit):
             fd = fp_open(c_name)
             got = fd
             if fd >= 0:
-                got = fp_pread(fd, into, limit, 0)
-                if got >= 0:
-                    size = fp_size(fd)
-                    if size < 0:
-                        got = size
+                got = size = fp_file_size(fd)
+                if size >= 0:
+                    got = fp_pread(fd, into, limit, 0)
                 if got < 0:
                     fp_close(fd)
         if got != -EINTR:
             break
-        # Opening a pipe may take for ever
+        # A network file system may take its time
         PyErr_CheckSignals()
+    if got == -ESPIPE:
+        raise OSError(ESPIPE, NOT_REGULAR, path)
     if got < 0:
         raise OSError(<int>-got, os.strerror(<int>-got), path)
     return fd, size, head if got == limit else head[:got]
@@ -2643,15 +2668,13 @@ def _open_head(path, limit):
     """`open_head` where descriptors are not the system's."""
     fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        return fd, os.lseek(fd, 0, os.SEEK_END), _first_bytes(fd, limit)
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.ESPIPE, NOT_REGULAR, path)
+        return fd, about.st_size, os.read(fd, limit)
     except BaseException:
         os.close(fd)
         raise
-
-
-def _first_bytes(fd, limit):
-    os.lseek(fd, 0, os.SEEK_SET)
-    return os.read(fd, limit)
 
 
 def close_file(int fd):
@@ -2673,14 +2696,18 @@ def read_part10(head):
     Returns
     -------
     Part10 or None
-        None if the head is unusual in any way (no preamble, no group length, SOP UIDs not within it ...):
-        ask pydicom.
+        None if the head is unusual (no preamble, no file meta information, SOP UIDs not within it ...): ask pydicom.
+
+    Notes
+    -----
+    The file meta information ends where another group begins, whatever its group length (0002,0000) says, or if it has
+    none: so does pydicom's.
     """
     cdef bytes source = head
     cdef const unsigned char *p = <const unsigned char *>PyBytes_AsString(source)
     cdef size_t size = len(source)
     cdef size_t at = 132
-    cdef size_t end
+    cdef size_t declared = 0
     cdef Element e
     cdef Part10 found = Part10.__new__(Part10)
     cdef bint explicit = True
@@ -2688,18 +2715,9 @@ def read_part10(head):
     cdef uint32_t last = 0
     if size < 144 or p[128] != 0x44 or p[129] != 0x49 or p[130] != 0x43 or p[131] != 0x4D:
         return None
-    if element_at(p, size, at, True, False, &e) < 0 or e.tag != 0x00020000 or e.length != 4:
-        return None
-    last = e.tag
-    at = e.value + 4
-    end = at + get32(p + e.value)
-    if end > size:
-        return None
-    while at < end:
-        if element_at(p, end, at, True, False, &e) < 0 or e.tag >> 16 != 2 or e.tag <= last:
-            return None
-        last = e.tag
-        if e.length > end - e.value:
+    # (a data set may begin with anything: nothing but its tag is looked at)
+    while size - at >= 2 and get16(p + at) == 2:
+        if element_at(p, size, at, True, False, &e) < 0 or e.length > size - e.value:
             return None
         if e.tag == 0x00020002:
             found.media_sop_class = uid_at(p + e.value, e.length)
@@ -2707,17 +2725,22 @@ def read_part10(head):
             found.media_sop_instance = uid_at(p + e.value, e.length)
         elif e.tag == 0x00020010:
             found.transfer_syntax = uid_at(p + e.value, e.length)
+        elif e.tag == 0x00020000 and e.length == 4:
+            declared = e.value + 4 + get32(p + e.value)
         at = e.value + e.length
-    if at != end or found.media_sop_class is None or found.media_sop_instance is None or found.transfer_syntax is None:
+    if size - at < 2 and at != declared:
+        # There may be more of it behind the head
         return None
-    found.offset = <Py_ssize_t>end
+    if found.media_sop_class is None or found.media_sop_instance is None or found.transfer_syntax is None:
+        return None
+    found.offset = <Py_ssize_t>at
     if found.transfer_syntax == "1.2.840.10008.1.2.1.99":
         return found
     if found.transfer_syntax == "1.2.840.10008.1.2":
         explicit = False
     elif found.transfer_syntax == "1.2.840.10008.1.2.2":
         big = True
-    last = 0
+    last = 0x0002FFFF
     while found.sop_instance is None:
         if element_at(p, size, at, explicit, big, &e) < 0 or e.tag <= last or e.tag > 0x00080018:
             return None
@@ -2732,3 +2755,145 @@ def read_part10(head):
                 return None
         at = e.value + e.length
     return found if found.sop_class is not None else None
+
+
+# ------------------------------------------------------------------------- is a data set all there?
+cdef enum:
+    C_MORE = 2  # the walk has come to what is not in the head
+    C_UNDEFINED = 0xFFFFFFFF
+    PEEK = 512  # bytes that are read where a header is expected
+    DEEPEST = 60  # sequences and items in one another
+
+
+cdef int walk(
+    int fd, int64_t size, const unsigned char *head, size_t head_size, int64_t at, bint explicit, bint big
+) noexcept nogil:
+    """Walk from header to header to the end of a data set: 1 if the file has all of it, 0 if not or unusual, C_MORE.
+
+    Without a descriptor (-1) nothing is read: C_MORE if it would have to be. Values are skipped, so it takes one read
+    for each value that is longer than PEEK.
+    """
+    cdef unsigned char buffer[PEEK]
+    cdef const unsigned char *window = head
+    cdef int64_t window_at = 0
+    cdef size_t window_size = head_size
+    cdef int depth = 0
+    cdef uint64_t items = 0  # bit d: what is open at depth d is an item, not a sequence
+    cdef int plain = DEEPEST  # the depth from which on it is implicit VR little endian (PS3.5 6.2.2 note 2)
+    cdef size_t want
+    cdef int64_t got
+    cdef uint32_t length
+    cdef const unsigned char *p
+    cdef Element e
+    while at < size:
+        want = 12 if size - at > 12 else <size_t>(size - at)
+        if want < 8:
+            return 0
+        if at < window_at or at + <int64_t>want > window_at + <int64_t>window_size:
+            if fd < 0:
+                return C_MORE
+            got = fp_pread(fd, buffer, PEEK, at)
+            if got < <int64_t>want:
+                return 0
+            window = buffer
+            window_at = at
+            window_size = <size_t>got
+        p = window + (at - window_at)
+        if element_at(p, want, 0, False, big, &e) < 0:
+            return 0
+        if e.tag >> 16 == 0xFFFE:
+            # Items and delimiters have no VR (PS3.5 7.5)
+            length = fp_get32(p + 4) if big else e.length
+            at += 8
+            if e.tag & 0xFFFF == 0xE000:  # item
+                if depth == 0 or (items >> depth) & 1:
+                    return 0
+                if length == C_UNDEFINED:
+                    depth += 1
+                    if depth == DEEPEST:
+                        return 0
+                    items |= <uint64_t>1 << depth
+                else:
+                    at += length
+            elif e.tag & 0xFFFF == 0xE00D:  # its end
+                if depth == 0 or not (items >> depth) & 1:
+                    return 0
+                items &= ~(<uint64_t>1 << depth)
+                depth -= 1
+            elif e.tag & 0xFFFF == 0xE0DD:  # the sequence's end
+                if depth == 0 or (items >> depth) & 1:
+                    return 0
+                depth -= 1
+                if depth < plain:
+                    plain = DEEPEST
+            else:
+                return 0
+            continue
+        if depth > 0 and not (items >> depth) & 1:
+            return 0
+        if element_at(p, want, 0, explicit and depth < plain, big, &e) < 0:
+            return 0
+        if e.length == C_UNDEFINED:
+            if explicit and depth < plain:
+                if p[4] == 0x55:  # UN
+                    if p[5] != 0x4E or big:
+                        return 0
+                    plain = depth + 1
+                elif not long_form(p + 4):
+                    return 0
+            at += <int64_t>e.value
+            if e.tag == 0x7FE00010 and depth == 0 and fd >= 0 and ends_in_delimiter(fd, size, big):
+                # Fragments need not be looked up one by one: nothing that is cut off ends like this
+                return 1
+            depth += 1
+            if depth == DEEPEST:
+                return 0
+        else:
+            at += <int64_t>e.value + e.length
+    return at == size and depth == 0
+
+
+cdef bint ends_in_delimiter(int fd, int64_t size, bint big) noexcept nogil:
+    """Whether a file ends with a Sequence Delimitation Item (PS3.5 7.5.2)."""
+    cdef unsigned char p[8]
+    if size < 8 or fp_pread(fd, p, 8, size - 8) != 8 or fp_get32(p + 4) != 0:
+        return False
+    return fp_get32(p) == (<uint32_t>0xFFFEE0DD if big else <uint32_t>0xFEFFDDE0)
+
+
+def is_whole(int fd, size, head, Part10 found not None):
+    """Say whether a file has all of the data set that it begins with.
+
+    Parameters
+    ----------
+    fd : int
+        The file, open for reading.
+    size : int
+        Its length.
+    head : bytes
+        Its first bytes.
+    found : Part10
+        What they say.
+
+    Returns
+    -------
+    bool
+        False if the last element ends before or behind the end of the file, or where the walk from element to element
+        meets anything unusual: ask pydicom. A deflated data set is not looked into: False.
+    """
+    cdef bytes source = head
+    cdef const unsigned char *p = <const unsigned char *>PyBytes_AsString(source)
+    cdef size_t n = len(source)
+    cdef int64_t total = size
+    cdef int64_t begin = found.offset
+    cdef bint explicit = found.transfer_syntax != "1.2.840.10008.1.2"
+    cdef bint big = found.transfer_syntax == "1.2.840.10008.1.2.2"
+    cdef int code
+    if found.transfer_syntax == "1.2.840.10008.1.2.1.99":
+        return False
+    # Mostly the head has all headers, and nothing needs to be read
+    code = walk(-1, total, p, n, begin, explicit, big)
+    if code == C_MORE:
+        with nogil:
+            code = walk(fd, total, p, n, begin, explicit, big)
+    return code == 1

@@ -56,7 +56,7 @@ static inline int64_t fp_now(void)
 static inline int fp_dup(int fd) { (void)fd; return -ENOSYS; }
 static inline void fp_close(int fd) { (void)fd; }
 static inline int fp_open(const char *path) { (void)path; return -ENOSYS; }
-static inline int64_t fp_size(int fd) { (void)fd; return -ENOSYS; }
+static inline int64_t fp_file_size(int fd) { (void)fd; return -ENOSYS; }
 static inline int64_t fp_recvv(int fd, fp_iov *v, int n) { (void)fd; (void)v; (void)n; return -ENOSYS; }
 static inline int64_t fp_sendv(int fd, fp_iov *v, int n) { (void)fd; (void)v; (void)n; return -ENOSYS; }
 static inline int64_t fp_pread(int fd, void *p, size_t n, int64_t at)
@@ -105,6 +105,7 @@ static inline void fp_cork(int fd, int on) { (void)fd; (void)on; }
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -175,18 +176,28 @@ static inline int64_t fp_sendv(int fd, fp_iov *v, int n)
     return r < 0 ? fp_failed() : r;
 }
 
-/* Open a file for reading: a descriptor, or a negative errno. */
+/*
+ * Open a file for reading: a descriptor, or a negative errno. Opening a pipe or a terminal does not block. A file that
+ * has a lease (F_SETLEASE) is waited for, as open() without O_NONBLOCK does.
+ */
 static inline int fp_open(const char *path)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    struct stat s;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    if (fd < 0 && errno == EWOULDBLOCK && stat(path, &s) == 0 && S_ISREG(s.st_mode))
+        fd = open(path, O_RDONLY | O_CLOEXEC);
     return fd < 0 ? (int)fp_failed() : fd;
 }
 
-/* Bytes of a file, or a negative errno. Its position moves to the end. */
-static inline int64_t fp_size(int fd)
+/* Bytes of a regular file, or a negative errno: EISDIR for a directory, ESPIPE for anything else. */
+static inline int64_t fp_file_size(int fd)
 {
-    off_t r = lseek(fd, 0, SEEK_END);
-    return r < 0 ? fp_failed() : (int64_t)r;
+    struct stat s;
+    if (fstat(fd, &s) < 0)
+        return fp_failed();
+    if (S_ISREG(s.st_mode))
+        return (int64_t)s.st_size;
+    return S_ISDIR(s.st_mode) ? -EISDIR : -ESPIPE;
 }
 
 static inline int64_t fp_pread(int fd, void *p, size_t n, int64_t at)

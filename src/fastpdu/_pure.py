@@ -26,6 +26,7 @@ import re
 import select
 import selectors
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -56,6 +57,7 @@ __all__ = [
     "CommandError",
     "Connection",
     "FdConnection",
+    "FileError",
     "Message",
     "Part10",
     "PeerClosed",
@@ -65,6 +67,7 @@ __all__ = [
     "connect",
     "decode_command",
     "encode_command",
+    "is_whole",
     "open_head",
     "read_part10",
 ]
@@ -171,6 +174,22 @@ class Cancelled(Exception):
 
     def __init__(self, message: str, begun: bool = False) -> None:
         super().__init__(message)
+        self.begun = begun
+
+
+class FileError(OSError, EOFError):
+    """A file that is being sent cannot be read to the end that it was said to have: the message cannot be completed.
+
+    No PDU has been cut. `errno` is None if the file has become shorter.
+
+    Attributes
+    ----------
+    begun : bool
+        Whether a part of the message has left.
+    """
+
+    def __init__(self, message: str, begun: bool = False, number: int = 0) -> None:
+        super().__init__(*((number, message) if number else (message,)))
         self.begun = begun
 
 
@@ -1549,8 +1568,8 @@ class Connection:
 
         Raises
         ------
-        EOFError
-            If the file ends early.
+        FileError
+            If the file ends early, or cannot be read.
         ValueError, TimeoutError, OSError, Cancelled
             See `send`.
         """
@@ -1645,7 +1664,11 @@ class Connection:
             sent = 0
             before = self._bytes_sent
             while batch:
-                following = next(pdus, None)
+                try:
+                    following = next(pdus, None)
+                except FileError as error:
+                    error.begun = self._bytes_sent > before
+                    raise
                 size = sum(pdu.size for pdu in batch)
                 buffers = sum(len(pdu.buffers) for pdu in batch)
                 full = size >= _BATCH_SIZE or buffers >= _BATCH_BUFFERS
@@ -2215,8 +2238,8 @@ def _file_pieces(
 
     Raises
     ------
-    EOFError
-        If the file ends early.
+    FileError
+        If the file ends early, or cannot be read.
     """
     size = fragment * max(1, _BATCH_SIZE // fragment)
     end = offset + length
@@ -2225,9 +2248,15 @@ def _file_pieces(
         wanted = min(size + first, end - offset)
         first = 0
         while len(piece) < wanted:
-            got = _pread(fd, wanted - len(piece), offset + len(piece))
+            try:
+                got = _pread(fd, wanted - len(piece), offset + len(piece))
+            except OSError as error:
+                number = error.errno or errno.EIO
+                raise FileError(
+                    f"the file cannot be read: {error.strerror}", number=number
+                ) from error
             if not got:
-                raise EOFError("the file is shorter than it was when the transfer began")
+                raise FileError("the file is shorter than it was when the transfer began")
             piece += got
         offset += wanted
         yield [memoryview(piece)]
@@ -2484,6 +2513,12 @@ _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # PS3.5 7.1.2
 _UID_CHARACTERS = frozenset(b"0123456789.")
+_READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_PIXEL_DATA = 0x7FE00010
+_UNDEFINED_LENGTH = 0xFFFFFFFF
+_PEEK = 512  # bytes that are read where a header is expected
+_DEEPEST = 60  # sequences and items in one another
 
 
 def open_head(path: str | os.PathLike[str], limit: int) -> tuple[int, int, bytes]:
@@ -2504,16 +2539,25 @@ def open_head(path: str | os.PathLike[str], limit: int) -> tuple[int, int, bytes
     Raises
     ------
     OSError
-        If it cannot be opened or read, or has no length (a pipe).
+        If it cannot be opened or read. With ESPIPE: it is neither a regular file nor a directory (a pipe, a device);
+        opening it has not waited for anybody.
     TypeError, ValueError
         If `path` is not one, or `limit` is negative.
     """
     if limit < 0:
         raise ValueError(f"limit must not be negative: {limit}")
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        head = os.read(fd, limit)
-        return fd, os.lseek(fd, 0, os.SEEK_END), head
+        fd = os.open(path, _READING | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
+    except BlockingIOError:
+        # A lease that is being given back (F_SETLEASE)
+        if not os.path.isfile(path):
+            raise
+        fd = os.open(path, _READING)
+    try:
+        about = os.fstat(fd)
+        if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
+            raise OSError(errno.ESPIPE, "Not a regular file", path)
+        return fd, about.st_size, os.read(fd, limit)
     except BaseException:
         os.close(fd)
         raise
@@ -2535,8 +2579,12 @@ def read_part10(head: bytes) -> Part10 | None:
     Returns
     -------
     Part10 or None
-        None if the head is unusual in any way (no preamble, no group length, SOP UIDs not within it ...):
-        ask pydicom.
+        None if the head is unusual (no preamble, no file meta information, SOP UIDs not within it ...): ask pydicom.
+
+    Notes
+    -----
+    The file meta information ends where another group begins, whatever its group length (0002,0000) says, or if it has
+    none: so does pydicom's.
     """
     try:
         return _read_part10(head)
@@ -2548,15 +2596,17 @@ def _read_part10(head: bytes) -> Part10:
     """Like `read_part10`, but raise `_Unusual`."""
     if head[128:132] != b"DICM":
         raise _Unusual("no preamble")
-    first = _element(head, 132, True, False)
-    if first.tag != 0x00020000 or len(first.value) != 4:
-        raise _Unusual("no group length")
-    offset = first.end + int.from_bytes(first.value, "little")
-    if offset > len(head):
-        raise _Unusual("file meta information longer than the head")
-    meta = {one.tag: one.value for one in _elements(head[:offset], first.end, True, False)}
-    if any(tag >> 16 != 0x0002 or tag == 0x00020000 for tag in meta):
-        raise _Unusual("another group inside the file meta information")
+    meta: dict[int, bytes] = {}
+    offset, declared = 132, 0
+    # (a data set may begin with anything: nothing but its tag is looked at)
+    while head[offset : offset + 2] == b"\x02\x00":
+        one = _element(head, offset, True, False)
+        meta[one.tag] = one.value
+        if one.tag == 0x00020000 and len(one.value) == 4:
+            declared = one.end + int.from_bytes(one.value, "little")
+        offset = one.end
+    if len(head) - offset < 2 and offset != declared:
+        raise _Unusual("there may be more of the file meta information behind the head")
     media_sop_class = _uid(meta.get(0x00020002))
     media_sop_instance = _uid(meta.get(0x00020003))
     syntax = _uid(meta.get(0x00020010))
@@ -2580,7 +2630,7 @@ def _read_part10(head: bytes) -> Part10:
 
 def _elements(head: bytes, at: int, explicit: bool, big: bool) -> Iterator[_Element]:
     """Walk through data elements up to the end of `head`, in ascending order."""
-    last = 0
+    last = 0x0002FFFF
     while at < len(head):
         one = _element(head, at, explicit, big)
         if one.tag <= last:
@@ -2597,24 +2647,39 @@ def _element(head: bytes, at: int, explicit: bool, big: bool) -> _Element:
     _Unusual
         If it is not whole, or its VR is none.
     """
+    tag, _, length, start = _header(head, at, explicit, big)
+    if length > len(head) - start:
+        raise _Unusual("element longer than the head")
+    return _Element(tag, head[start : start + length], start + length)
+
+
+def _header(head: bytes, at: int, explicit: bool, big: bool) -> tuple[int, bytes, int, int]:
+    """Read the header of a data element (PS3.5 7.1); items and delimiters have no VR (PS3.5 7.5).
+
+    Returns
+    -------
+    tuple of (int, bytes, int, int)
+        Tag, VR (or nothing), length, and where the value field begins.
+
+    Raises
+    ------
+    _Unusual
+        If it is not whole, or its VR is none.
+    """
     order = ">" if big else "<"
     try:
         group, element = struct.unpack_from(order + "HH", head, at)
-        if not explicit:
-            (length,), start = struct.unpack_from(order + "I", head, at + 4), at + 8
-        else:
-            vr = head[at + 4 : at + 6]
-            if not (vr.isalpha() and vr.isupper()):
-                raise _Unusual("no value representation")
-            if vr in _LONG_VRS:
-                (length,), start = struct.unpack_from(order + "I", head, at + 8), at + 12
-            else:
-                (length,), start = struct.unpack_from(order + "H", head, at + 6), at + 8
+        tag = group << 16 | element
+        if not explicit or group == 0xFFFE:
+            return tag, b"", struct.unpack_from(order + "I", head, at + 4)[0], at + 8
+        vr = head[at + 4 : at + 6]
+        if not (vr.isalpha() and vr.isupper()):
+            raise _Unusual("no value representation")
+        if vr in _LONG_VRS:
+            return tag, vr, struct.unpack_from(order + "I", head, at + 8)[0], at + 12
+        return tag, vr, struct.unpack_from(order + "H", head, at + 6)[0], at + 8
     except struct.error:
         raise _Unusual("element header cut off") from None
-    if length > len(head) - start:
-        raise _Unusual("element longer than the head")
-    return _Element(group << 16 | element, head[start : start + length], start + length)
 
 
 def _uid(field: bytes | None) -> str:
@@ -2629,3 +2694,93 @@ def _uid(field: bytes | None) -> str:
     if not 0 < len(text) <= 64 or not _UID_CHARACTERS.issuperset(text):
         raise _Unusual("no UID")
     return text.decode("ascii")
+
+
+def is_whole(fd: int, size: int, head: bytes, found: Part10) -> bool:
+    """Say whether a file has all of the data set that it begins with.
+
+    Parameters
+    ----------
+    fd : int
+        The file, open for reading.
+    size : int
+        Its length.
+    head : bytes
+        Its first bytes.
+    found : Part10
+        What they say.
+
+    Returns
+    -------
+    bool
+        False if the last element ends before or behind the end of the file, or where the walk from element to element
+        meets anything unusual: ask pydicom. A deflated data set is not looked into: False.
+    """
+    syntax = found.transfer_syntax
+    if syntax == _DEFLATED:
+        return False
+    try:
+        return _walk(
+            fd, size, head, found.offset, syntax != _IMPLICIT_LITTLE, syntax == _EXPLICIT_BIG
+        )
+    except _Unusual:
+        return False
+
+
+def _walk(fd: int, size: int, head: bytes, at: int, explicit: bool, big: bool) -> bool:
+    """Walk from header to header to the end of a data set."""
+    window, window_at = head, 0
+    # What is open: an item, or a sequence
+    is_item: list[bool] = []
+    # How deep it has been implicit VR little endian from on (PS3.5 6.2.2 note 2)
+    plain = _DEEPEST
+    while at < size:
+        if size - at < 8:
+            return False
+        want = min(12, size - at)
+        if at < window_at or at + want > window_at + len(window):
+            window, window_at = _pread(fd, _PEEK, at), at
+        depth = len(is_item)
+        has_vr = explicit and depth < plain
+        tag, vr, length, value = _header(
+            window[: at - window_at + want], at - window_at, has_vr, big
+        )
+        at = value + window_at
+        in_item = bool(is_item) and is_item[-1]
+        if tag >> 16 == 0xFFFE:
+            if tag == _ITEM and is_item and not in_item:
+                if length == _UNDEFINED_LENGTH:
+                    is_item.append(True)
+                else:
+                    at += length
+            elif (tag == _ITEM_END and in_item) or (
+                tag == _SEQUENCE_END and is_item and not in_item
+            ):
+                is_item.pop()
+                if len(is_item) < plain:
+                    plain = _DEEPEST
+            else:
+                return False
+        elif is_item and not in_item:
+            return False
+        elif length != _UNDEFINED_LENGTH:
+            at += length
+        else:
+            if has_vr:
+                if vr not in _LONG_VRS or (vr == b"UN" and big):
+                    return False
+                if vr == b"UN":
+                    plain = depth + 1
+            if tag == _PIXEL_DATA and not is_item and _ends_in_delimiter(fd, size, big):
+                # Fragments need not be looked up one by one: nothing that is cut off ends like this
+                return True
+            is_item.append(False)
+        if len(is_item) >= _DEEPEST:
+            return False
+    return at == size and not is_item
+
+
+def _ends_in_delimiter(fd: int, size: int, big: bool) -> bool:
+    """Whether a file ends with a Sequence Delimitation Item (PS3.5 7.5.2)."""
+    end = struct.pack(">HHI" if big else "<HHI", 0xFFFE, 0xE0DD, 0)
+    return _pread(fd, 8, size - 8) == end

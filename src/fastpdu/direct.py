@@ -85,6 +85,8 @@ class DirectMode:
         ------
         OSError
             If the file with the data set cannot be opened.
+        engine.FileError
+            If it cannot be read, and nothing has been sent.
         ValueError
             If the maximum length is 1 to 6.
         """
@@ -108,7 +110,13 @@ class DirectMode:
                 self._send_file(connection, context_id, message, max_pdu, timeout)
         except engine.Cancelled as error:
             return error.begun
-        except (EOFError, TimeoutError, ConnectionError) as error:
+        except engine.FileError as error:
+            text = f"{_path_of(message)}: {error.strerror or error}"
+            told = engine.FileError(text, error.begun, error.errno or 0)
+            if not error.begun:
+                raise told from error
+            self._sending_failed(connection, told)
+        except (TimeoutError, ConnectionError) as error:
             self._sending_failed(connection, error)
         except OSError as error:
             if connection.bytes_sent == sent and message.file is not None and not connection.closed:
@@ -165,7 +173,7 @@ class DirectMode:
                 # The reactor finds the end of the connection, or what comes before it
                 return
         # Half a message has left if the file was too short; only an abort can end it (PS3.8 9.2, AA-8)
-        self._dul.event_queue.put("Evt19" if isinstance(error, EOFError) else "Evt17")
+        self._dul.event_queue.put("Evt19" if isinstance(error, engine.FileError) else "Evt17")
 
     # Reading ------------------------------------------------------------------------------------------------------
 
@@ -385,6 +393,14 @@ class DirectMode:
         self.has_failed = True
         self._dul.unread_failure = error
         self._dul.leave_direct()
+
+
+def _path_of(message: Encoded) -> Any:
+    """Return the file that has a message's data set."""
+    file = message.file
+    if isinstance(file, OpenFile):
+        return file.path
+    return None if file is None else file[0]
 
 
 def _remaining(deadline: float | None, never: Any) -> Any:

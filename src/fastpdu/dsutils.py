@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import zlib
 from typing import TYPE_CHECKING, Any, cast
 
 from pydicom import dcmread
@@ -11,12 +13,13 @@ from pydicom.dataset import Dataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from pynetdicom import _handlers, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 
 from fastpdu import engine
 from fastpdu.dimse_messages import BufferList, OpenFile, store_request
+from fastpdu.first_elements import first_elements
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,8 +27,14 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContext
 
-# A Part 10 file's meta information and the elements up to (0008,0018) fit into this
+# A Part 10 file's meta information and the elements up to (0008,0018) fit into this, mostly
 HEAD_BYTES = 4096
+# ... or else into this
+LONG_HEAD_BYTES = 256 * 1024
+# Bytes of a deflated file that are inflated at once, and what they may become at once
+_DEFLATED_PIECE, _INFLATED_PIECE = 64 * 1024, 256 * 1024
+_DEFLATED = str(DeflatedExplicitVRLittleEndian)
+_SOP_CLASS, _SOP_INSTANCE = 0x00080016, 0x00080018
 # From this size on it is worth the trouble not to copy the pixel data
 MIN_UNJOINED = 64 * 1024
 PIXEL_DATA = Tag(0x7FE0, 0x0010)
@@ -132,14 +141,15 @@ class StoredFile(Dataset):
     def SOPInstanceUID(self) -> Any:
         """The *SOP Instance UID*; not an attribute if the file has none, or cannot be read."""
         try:
-            with open(self.path, "rb") as file:
-                found = engine.read_part10(file.read(HEAD_BYTES))
+            fd, _, head = engine.open_head(self.path, HEAD_BYTES)
+            engine.close_file(fd)
+            found = engine.read_part10(head)
             if found is not None and found.sop_instance is not None:
                 return UID(found.sop_instance)
-            head = dcmread(self.path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
+            dataset = dcmread(self.path, stop_before_pixels=True, specific_tags=["SOPInstanceUID"])
         except Exception as error:
             raise AttributeError(f"{self.path}: {error}") from error
-        return head.SOPInstanceUID
+        return dataset.SOPInstanceUID
 
     def send(self, send_c_store: Callable[..., Dataset], *args: Any, **kwargs: Any) -> Dataset:
         """Send the file.
@@ -185,6 +195,7 @@ def store_source(assoc: Association, dataset: Any, chunked: bool) -> StoreSource
         return _from_dataset(assoc, dataset)
     if chunked or not _user_watches_sending(assoc):
         return _from_file(assoc, dataset, chunked)
+    refuse_special_file(dataset)
     return None
 
 
@@ -197,32 +208,104 @@ def _user_watches_sending(assoc: Association) -> bool:
     )
 
 
-def _from_file(assoc: Association, path: Any, chunked: bool) -> StoreSource | None:
+def refuse_special_file(path: Any) -> None:
+    """Refuse what pynetdicom might wait for without an end: a pipe, a device.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        The file. Anything else, or one that cannot be opened, is pynetdicom's to refuse.
+
+    Raises
+    ------
+    OSError
+        If it is not a regular file.
+    """
+    opened = _open(path, 0)
+    if opened is not None:
+        engine.close_file(opened[0])
+
+
+def _open(path: Any, limit: int) -> tuple[int, int, bytes] | None:
+    """Open a file and read its first bytes; None if pynetdicom raises what its users know."""
     if not isinstance(path, (str, os.PathLike)):
         return None
     try:
-        fd, size, head = engine.open_head(path, HEAD_BYTES)
-    except (OSError, TypeError, ValueError):
-        # pynetdicom raises what its users know
+        return engine.open_head(path, limit)
+    except (OSError, TypeError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ESPIPE:
+            raise
         return None
-    source = None
+
+
+def _from_file(assoc: Association, path: Any, chunked: bool) -> StoreSource | None:
+    """Open a file whose data set can go out as it is."""
+    for limit in (HEAD_BYTES, LONG_HEAD_BYTES):
+        opened = _open(path, limit)
+        if opened is None:
+            return None
+        fd, size, head = opened
+        source = None
+        try:
+            found = engine.read_part10(head)
+            if found is not None:
+                source = _verbatim(assoc, path, fd, size, head, found, chunked)
+        finally:
+            if source is None:
+                engine.close_file(fd)
+        if found is not None or len(head) < limit:
+            return source
+    return None
+
+
+def _verbatim(
+    assoc: Association,
+    path: Any,
+    fd: int,
+    size: int,
+    head: bytes,
+    found: engine.Part10,
+    chunked: bool,
+) -> StoreSource | None:
+    """Return the data set of an open file, if there is a context for it, and it is whole.
+
+    Of a file that is not whole pynetdicom sends what pydicom makes of it; with `_config.STORE_SEND_CHUNKED_DATASET`
+    whatever is in it.
+    """
+    sop_class, sop_instance = found.sop_class, found.sop_instance
+    if chunked:
+        sop_class, sop_instance = found.media_sop_class, found.media_sop_instance
+    elif found.transfer_syntax == _DEFLATED:
+        uids = first_elements(fd, found.offset, found.transfer_syntax, (_SOP_CLASS, _SOP_INSTANCE))
+        sop_class, sop_instance = uids.get(_SOP_CLASS), uids.get(_SOP_INSTANCE)
+    if sop_class is None or sop_instance is None:
+        return None
+    context = exact_context(assoc, sop_class, found.transfer_syntax)
+    if context is None:
+        return None
+    if not chunked and not (
+        _inflates(fd, found.offset)
+        if found.transfer_syntax == _DEFLATED
+        else engine.is_whole(fd, size, head, found)
+    ):
+        return None
+    file = OpenFile(path, found.offset, fd, size - found.offset)
+    return StoreSource(sop_class, sop_instance, context.context_id, file)
+
+
+def _inflates(fd: int, offset: int) -> bool:
+    """Whether a deflated data set (PS3.5 A.5) can be inflated to its end; nothing of it is kept."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     try:
-        found = engine.read_part10(head)
-        if found is None or size < found.offset:
-            return None
-        sop_class = found.media_sop_class if chunked else found.sop_class
-        sop_instance = found.media_sop_instance if chunked else found.sop_instance
-        if sop_class is None or sop_instance is None:
-            return None
-        context = exact_context(assoc, sop_class, found.transfer_syntax)
-        if context is not None:
-            offset = found.offset
-            file = OpenFile(path, offset, fd, size - offset)
-            source = StoreSource(sop_class, sop_instance, context.context_id, file)
-        return source
-    finally:
-        if source is None:
-            engine.close_file(fd)
+        with open(os.dup(fd), "rb", buffering=0) as file:
+            file.seek(offset)
+            while not inflater.eof and (piece := file.read(_DEFLATED_PIECE)):
+                while piece and not inflater.eof:
+                    inflater.decompress(piece, _INFLATED_PIECE)
+                    piece = inflater.unconsumed_tail
+    except zlib.error:
+        return False
+    return inflater.eof
 
 
 def exact_context(assoc: Any, sop_class: str, transfer_syntax: str) -> Any:

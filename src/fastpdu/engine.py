@@ -35,6 +35,7 @@ __all__ = [
     "CommandError",
     "Connection",
     "FdConnection",
+    "FileError",
     "Message",
     "Part10",
     "PeerClosed",
@@ -45,6 +46,7 @@ __all__ = [
     "decode_command",
     "encode_command",
     "is_uid",
+    "is_whole",
     "open_head",
     "read_part10",
 ]
@@ -107,6 +109,7 @@ if TYPE_CHECKING or BACKEND == "compiled":
         CommandError,
         Connection,
         FdConnection,
+        FileError,
         Message,
         Part10,
         PeerClosed,
@@ -117,6 +120,7 @@ if TYPE_CHECKING or BACKEND == "compiled":
         decode_command,
         encode_command,
         is_uid,
+        is_whole,
         open_head,
         read_part10,
     )
@@ -139,6 +143,7 @@ else:
         CommandError,
         Connection,
         FdConnection,
+        FileError,
         Message,
         Part10,
         PeerClosed,
@@ -149,6 +154,7 @@ else:
         decode_command,
         encode_command,
         is_uid,
+        is_whole,
         open_head,
         read_part10,
     )

@@ -10,7 +10,10 @@ import zlib
 from collections.abc import Callable, Collection
 from struct import Struct
 
-DEFLATED = frozenset({"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.8.1"})
+# Whole data sets that are deflated: Deflated Explicit VR, JPIP (HTJ2K) Referenced Deflate (PS3.5 A.5, A.7, A.9)
+DEFLATED = frozenset(
+    {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}
+)
 _IMPLICIT = "1.2.840.10008.1.2"
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 

@@ -468,7 +468,6 @@ UNUSUAL = {
     "short": b"DICM",
     "no preamble": build("explicit")[132:],
     "no DICM": build("explicit").replace(b"DICM", b"dicm"),
-    "no group length": build("explicit", drop=(0x00020000,)),
     "no transfer syntax": build("explicit", drop=(0x00020010,)),
     "no media class": build("explicit", drop=(0x00020002,)),
     "no media instance": build("explicit", drop=(0x00020003,)),
@@ -481,20 +480,6 @@ UNUSUAL = {
     "big data, little syntax": head(EXPLICIT) + build("big")[len(head(SYNTAXES["big"])) :],
     "undefined length first": build("explicit", b"\x08\0\x06\0SQ\0\0\xff\xff\xff\xff"),
     "huge element first": build("explicit", b"\x08\0\x05\0CS\xff\xff"),
-    "group length beyond": build("explicit")[:140] + b"\xff\xff\xff\x7f" + build("explicit")[144:],
-    "group length one more": (
-        build("explicit")[:140]
-        + struct.pack("<I", len(head(EXPLICIT)) - 144 + 1)
-        + build("explicit")[144:]
-    ),
-    "group length one less": (
-        build("explicit")[:140]
-        + struct.pack("<I", len(head(EXPLICIT)) - 144 - 1)
-        + build("explicit")[144:]
-    ),
-    "other group in the meta": (
-        head(EXPLICIT, extra=b"\4\0\0\0UI\2\0001\0") + build("explicit")[len(head(EXPLICIT)) :]
-    ),
     "letters in a UID": build("explicit").replace(
         UID_B.encode() + b"\0", b"1.2.x" + UID_B.encode()[4:]
     ),
@@ -504,6 +489,33 @@ UNUSUAL = {
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_unusual_heads(codec: Any, name: str) -> None:
     assert codec.read_part10(UNUSUAL[name]) is None
+
+
+GROUP_LENGTHS = {
+    "none": build("explicit", drop=(0x00020000,)),
+    "beyond": build("explicit")[:140] + b"\xff\xff\xff\x7f" + build("explicit")[144:],
+    "one more": (
+        build("explicit")[:140]
+        + struct.pack("<I", len(head(EXPLICIT)) - 144 + 1)
+        + build("explicit")[144:]
+    ),
+    "one less": (
+        build("explicit")[:140]
+        + struct.pack("<I", len(head(EXPLICIT)) - 144 - 1)
+        + build("explicit")[144:]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUP_LENGTHS)
+def test_group_lengths(codec: Any, name: str) -> None:
+    """The file meta information ends where another group begins, as it does for pydicom."""
+    data = GROUP_LENGTHS[name]
+    found = codec.read_part10(data)
+    dataset = pydicom.dcmread(io.BytesIO(data))
+    assert found.sop_instance == dataset.SOPInstanceUID
+    assert found.media_sop_instance == dataset.file_meta.MediaStorageSOPInstanceUID
+    assert found.offset == len(head(EXPLICIT, (0x00020000,) if name == "none" else ()))
 
 
 @settings(quick, max_examples=150)
