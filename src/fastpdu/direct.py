@@ -79,7 +79,8 @@ class DirectMode:
         Returns
         -------
         bool
-            False if direct mode ended before a byte was sent: the message must take the stock road.
+            False if direct mode ended before a byte was sent, or its file holds no data set: the message must take the
+            stock road.
 
         Raises
         ------
@@ -106,8 +107,8 @@ class DirectMode:
                     linger=LEASE if message.is_awaited else 0,
                     yields=self._yields() if message.is_last else None,
                 )
-            else:
-                self._send_file(connection, context_id, message, max_pdu, timeout)
+            elif not self._send_file(connection, context_id, message, max_pdu, timeout):
+                return False
         except engine.Cancelled as error:
             return error.begun
         except engine.FileError as error:
@@ -138,9 +139,15 @@ class DirectMode:
         message: Encoded,
         max_pdu: int,
         timeout: float | None,
-    ) -> None:
+    ) -> bool:
+        """Write a message whose data set is in a file; False if there is none in it.
+
+        The command set says that one follows: pynetdicom sends an empty fragment then, which no message of ours has.
+        """
         file = message.file
         if isinstance(file, OpenFile):
+            if file.length == 0:
+                return False
             connection.send_file(
                 context_id,
                 message.command,
@@ -151,16 +158,19 @@ class DirectMode:
                 timeout=timeout,
                 linger=LEASE if message.is_awaited else 0,
             )
-            return
+            return True
         path, offset = cast("tuple[Any, int]", file)
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
             length = max(os.fstat(fd).st_size - offset, 0)
+            if length == 0:
+                return False
             connection.send_file(
                 context_id, message.command, fd, offset, length, max_pdu=max_pdu, timeout=timeout
             )
         finally:
             os.close(fd)
+        return True
 
     def _sending_failed(self, connection: engine.Connection, error: Exception) -> None:
         """The message cannot be completed: the association is over."""
