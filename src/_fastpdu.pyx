@@ -108,7 +108,7 @@ cdef enum:
     WINDOW = 1024 * 1024  # bytes that one scattering read may take beyond the current fragment
     SINK = 256 * 1024  # bytes gathered before a write to the sink
     C_MAX_SINK_HEAD = 64 * 1024
-    READ_CHUNK = 1024 * 1024  # bytes of a file in flight between pread and sendmsg
+    READ_CHUNK = 512 * 1024  # bytes of a file in flight between pread and sendmsg (docs/measurements.md)
     EARLY = 64 * 1024  # bytes of a data set in a file from which on the command set leaves before the file is read
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
     STAGE = 320 * 1024  # bytes of one write of the socket-object backend
