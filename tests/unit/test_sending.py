@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import mmap
 import os
@@ -274,24 +275,26 @@ def test_nothing_is_kept(one: Link) -> None:
     data.append(1)
 
 
-def test_short_file(one: Link, tmp_path: Path) -> None:
+def test_short_file(one: Link, impl: Impl, tmp_path: Path) -> None:
     path = tmp_path / "short"
     path.write_bytes(b"12345")
-    with path.open("rb") as file:
-        with pytest.raises(EOFError):
-            one.conn.send_file(1, STORE, file.fileno(), 0, 6, max_pdu=0)
-        assert not one.conn.send_broken or one.conn.bytes_sent
-    if not one.conn.send_broken:
-        one.conn.send(1, ECHO, max_pdu=0)
-        assert one.conn.messages_sent == 1
+    with path.open("rb") as file, pytest.raises(impl.module.FileError, match="shorter") as raised:
+        one.conn.send_file(1, STORE, file.fileno(), 0, 6, max_pdu=0)
+    assert isinstance(raised.value, (OSError, EOFError))
+    assert (raised.value.begun, raised.value.errno) == (False, None)
+    # Nothing has left, not even the command set: the connection goes on
+    assert (one.conn.send_broken, one.conn.bytes_sent) == (False, 0)
+    one.conn.send(1, ECHO, max_pdu=0)
+    assert one.conn.messages_sent == 1
 
 
-def test_file_that_ends_after_fragments_have_left(one: Link, tmp_path: Path) -> None:
+def test_file_that_ends_after_fragments_have_left(one: Link, impl: Impl, tmp_path: Path) -> None:
     path = tmp_path / "short"
     path.write_bytes(noise(5_000_000))
     reading = Background(read_all, one.raw)
-    with path.open("rb") as file, pytest.raises(EOFError):
+    with path.open("rb") as file, pytest.raises(impl.module.FileError) as raised:
         one.conn.send_file(1, STORE, file.fileno(), 0, 9_000_000, max_pdu=16382)
+    assert raised.value.begun
     assert one.conn.bytes_sent > 1_000_000
     # No PDU was cut: an abort can follow what has left of the message
     assert not one.conn.send_broken
@@ -302,9 +305,14 @@ def test_file_that_ends_after_fragments_have_left(one: Link, tmp_path: Path) -> 
     assert reading.result().endswith(ABORT)
 
 
-def test_file_that_cannot_be_read(one: Link, tmp_path: Path) -> None:
-    with (tmp_path / "written").open("wb") as file, pytest.raises(OSError):
+def test_file_that_cannot_be_read(one: Link, impl: Impl, tmp_path: Path) -> None:
+    with (
+        (tmp_path / "written").open("wb") as file,
+        pytest.raises(impl.module.FileError, match="cannot be read") as raised,
+    ):
         one.conn.send_file(1, STORE, file.fileno(), 0, 100, max_pdu=0)
+    assert (raised.value.begun, raised.value.errno) == (False, errno.EBADF)
+    assert one.conn.bytes_sent == 0
     assert one.conn.messages_sent == 0
 
 
