@@ -15,6 +15,7 @@ QUESTIONS = (
     "memory",
     "retrieve",
     "find",
+    "large",
     "stall",
     "tls",
     "wan",

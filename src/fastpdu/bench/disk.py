@@ -119,14 +119,14 @@ class Store(_Files):
         self._durability = durability
 
     def _move(self, target: Path) -> float:
-        handler: Any = _writer(target)
+        handler: Any = writer(target)
         if self.name in ("fastpdu", "fastpdu-window"):
             handler = fastpdu.FileStore(target, durability=self._durability)
         window = _WINDOW if self.name == "fastpdu-window" else 1
         return send(self._transport, handler, self.series, self.pdu, window=window)
 
 
-def _writer(target: Path) -> pair.Handler:
+def writer(target: Path) -> pair.Handler:
     """Return a handler that writes files as pynetdicom's documentation shows it."""
     target.mkdir()
 
