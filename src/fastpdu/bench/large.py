@@ -358,7 +358,8 @@ def _fill(report: Report, args: argparse.Namespace, moves: dict[str, list[Move]]
             cells += [f"{idle:.1f}", f"{growth:.1f}"]
             of = row.note.removesuffix(" only")
             label = f"{row.label}{' of ' + of if of else ''}: {end}"
-            report.bars.append((label, max(growth, 0.01), f"{growth:.1f} MB above {idle:.0f} MB"))
+            text = f"{growth:.0f}" if growth >= 10 else f"{growth:.1f}"
+            report.bars.append((label, max(growth, 0.1), f"{text} MB above {idle:.0f}"))
         speed = row.details["bytes"] / 1e6 / seconds
         cells += [f"{seconds:.2f}", f"{speed:.0f}", str(len(row.samples)), row.note]
         report.table.append(cells)
