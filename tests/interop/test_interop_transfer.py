@@ -81,6 +81,7 @@ def test_storescp_that_is_killed(source: Path, tmp_path: Path) -> None:
         finally:
             first.kill()
             first.wait()
+        before = len(list(out.iterdir()))
         second = subprocess.Popen(command, stdout=log, stderr=log)
         try:
             status, report, err = programs.finish(sending)
@@ -88,7 +89,7 @@ def test_storescp_that_is_killed(source: Path, tmp_path: Path) -> None:
             second.kill()
             second.wait()
     assert (status, report["sent"]) == (0, COUNT), err
-    assert "trying again" in err
+    assert before < COUNT
     assert keys(list(out.iterdir())) == keys(list(source.iterdir()))
 
 
