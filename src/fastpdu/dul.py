@@ -394,7 +394,7 @@ class DULServiceProvider(stock.DULServiceProvider):
                 time.sleep(self._run_loop_delay)
             if self._killed:
                 return False
-            if self.artim_timer.expired and self._is_artim_awaited():
+            if self.artim_timer.expired and not self._is_room_made():
                 self.event_queue.put("Evt18")
             received = False
             try:
@@ -418,7 +418,7 @@ class DULServiceProvider(stock.DULServiceProvider):
                 continue
             if self._is_too_late(event):
                 continue
-            if event == "Evt18" and not self._is_artim_awaited():
+            if event == "Evt18" and (self._is_room_made() or not self.artim_timer.expired):
                 # The A-ASSOCIATE-RQ stood before it in the queue
                 continue
             self._event = event
@@ -430,12 +430,17 @@ class DULServiceProvider(stock.DULServiceProvider):
                 raise
             self.roused.set()
 
-    def _is_artim_awaited(self) -> bool:
-        """Whether PS3.8 Table 9-10 knows the end of ARTIM in the present state.
+    def _is_room_made(self) -> bool:
+        """Whether `acse._close` has let ARTIM expire, and the A-ASSOCIATE-RQ has come all the same.
 
-        A timer that is stopped counts as expired if its timeout was taken away while it ran (`acse.limit_half_open`).
+        A timer that is stopped counts as expired if its timeout is less than the time for which it ran.
         """
-        return ("Evt18", self.state_machine.current_state) in fsm.TRANSITION_TABLE
+        timeout = self.artim_timer.timeout
+        return (
+            timeout is not None
+            and timeout < 0
+            and ("Evt18", self.state_machine.current_state) not in fsm.TRANSITION_TABLE
+        )
 
     def _is_too_late(self, event: str) -> bool:
         """Drop what the user wants to send while the connection is only waiting to be closed, and say so.
