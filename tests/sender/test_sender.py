@@ -257,6 +257,23 @@ def test_what_the_peer_does_not_accept_fails(scp: kit.World, folder: Folder) -> 
     assert set(counting.syntaxes.values()) == {data.EXPLICIT}
 
 
+@pytest.mark.parametrize("element", ["SOPClassUID", "TransferSyntaxUID"])
+def test_a_uid_that_cannot_be_proposed(counting: Counting, folder: Folder, element: str) -> None:
+    """It is not in the way of the other files."""
+    path = folder(3)
+    file = path / "other.dcm"
+    content = next(path.iterdir()).read_bytes()
+    uid = (data.CT if element == "SOPClassUID" else data.EXPLICIT).encode()
+    assert uid in content
+    file.write_bytes(content.replace(uid, uid[:-1] + b"\xe9"))
+    report = sender(counting.port).send(path)
+    assert report.given_up is None
+    assert report.sent == 3
+    (failure,) = report.failures
+    assert (failure.path, failure.kind) == (str(file), "context")
+    assert "is not a UID" in failure.reason
+
+
 def test_nothing_is_accepted(scp: kit.World, folder: Folder) -> None:
 
     counting = Counting(scp, [(data.MR, [data.EXPLICIT])])

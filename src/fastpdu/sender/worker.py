@@ -61,6 +61,15 @@ def describe(status: Any) -> str:
     return f"status 0x{code:04X} ({'; '.join(map(str, parts))})"
 
 
+def _context(sop_class: str, syntax: str) -> PresentationContext:
+    """Return the presentation context for a kind of file, or raise ValueError."""
+    for uid in (sop_class, syntax):
+        # pynetdicom finds that out when it encodes the request, with all others in it
+        if not uid.isascii():
+            raise ValueError(f"{uid!r} is not a UID")
+    return build_context(sop_class, syntax)
+
+
 class Worker(threading.Thread):
     """Sends files over one association at a time until there are no more.
 
@@ -187,7 +196,7 @@ class Worker(threading.Thread):
         for kind in kinds:
             for key in self._carriers(kind):
                 try:
-                    contexts.setdefault(key, build_context(*key))
+                    contexts.setdefault(key, _context(*key))
                 except ValueError as error:
                     run.refuse(kind, f"no presentation context can be made for it: {error}")
         if not contexts:
