@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from fastpdu.commands import live
 
@@ -43,6 +44,8 @@ class Books:
         self._lock = threading.Lock()
         self._printing = threading.Lock()
         self._associations: dict[Any, _Association] = {}
+        # The thread that notices the end of a connection need not wait for the one that accepts the association
+        self._closed: WeakSet[Any] = WeakSet()
         self._current = threading.local()
         self._begun = time.monotonic()
         self.files = self.bytes = self.kept = self.failed = self.accepted_count = 0
@@ -68,8 +71,13 @@ class Books:
         """Handle EVT_ACCEPTED."""
         with self._lock:
             self.accepted_count += 1
-            one = self._associations[event.assoc] = _Association(event.assoc)
+            one = _Association(event.assoc)
+            is_closed = event.assoc in self._closed
+            if not is_closed:
+                self._associations[event.assoc] = one
         self.event("accepted", calling=one.title, address=one.address)
+        if is_closed:
+            self._tell_closed(one)
 
     def rejected(self, event: evt.Event) -> None:
         """Handle EVT_REJECTED."""
@@ -84,11 +92,15 @@ class Books:
     def closed(self, event: evt.Event) -> None:
         """Handle EVT_CONN_CLOSE."""
         with self._lock:
+            self._closed.add(event.assoc)
             one = self._associations.pop(event.assoc, None)
         if one is not None:
-            self.event(
-                "closed", calling=one.title, address=one.address, files=one.files, bytes=one.bytes
-            )
+            self._tell_closed(one)
+
+    def _tell_closed(self, one: _Association) -> None:
+        self.event(
+            "closed", calling=one.title, address=one.address, files=one.files, bytes=one.bytes
+        )
 
     def begun(self, assoc: Any) -> None:
         """A request is being served."""
@@ -206,6 +218,6 @@ class View:
     def rows(self) -> list[list[str]]:
         """Return a row for each association."""
         return [
-            [one.title, one.address, f"{one.files} files", live.size(one.bytes)]
+            [live.printable(one.title), one.address, f"{one.files} files", live.size(one.bytes)]
             for one in self._books.associations()
         ]
