@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers import data, kit, peers, programs
+from pydicom.dataset import Dataset
 from pynetdicom import evt
 
 from fastpdu import cli
@@ -103,6 +105,23 @@ def test_a_failure_of_the_peer(run: Run, scp: kit.World, folder: Path) -> None:
     assert (report["exit_status"], report["sent"], report["failed"]) == (1, 0, 5)
     assert report["failures"][0]["status"] == 0xC001
     assert "0xC001" in err
+
+
+def test_nobody_else_steers_the_terminal(run: Run, scp: kit.World, folder: Path) -> None:
+    def refuse(event: evt.Event) -> Dataset:
+        status = Dataset()
+        status.Status, status.ErrorComment = 0xC001, "no\x1b[2Jroom\r1 sent"
+        return status
+
+    server = scp.serve([(data.CT, [data.EXPLICIT])], [(evt.EVT_C_STORE, refuse)])
+    if os.name != "nt":
+        (folder / "line\nline\x1b[2J").write_bytes(b"no DICOM")
+    status, out, err = run("send", "127.0.0.1", server.port, folder, "--verbose")
+    assert status == 1
+    for text in (out, err):
+        assert "no\\x1b[2Jroom\\r1 sent" in text
+        assert not {"\x1b", "\r"} & set(text)
+    assert "\nline" not in err
 
 
 def test_nobody_listens(run: Run, folder: Path) -> None:

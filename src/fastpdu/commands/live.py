@@ -18,6 +18,8 @@ LINE_SECONDS = 10.0
 RATE_SECONDS = 5.0
 # Associations that are shown, each with a line of its own
 MAX_ROWS = 12
+# C0, DEL and C1, as Python writes them
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}
 HINT = "for a live display: pip install 'fastpdu[cli]'"
 
 
@@ -36,9 +38,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def printable(path: str | os.PathLike[str]) -> str:
-    """Return a path with the bytes that are no text made visible."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def printable(text: str | os.PathLike[str]) -> str:
+    """Return a path, or what a peer has said, on one line: what is no text, or would steer a terminal, made visible."""
+    known = os.fspath(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return known.translate(_CONTROLS)
 
 
 class Rate:
@@ -208,8 +211,7 @@ class _LogLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record."""
         try:
-            text = record.getMessage().encode("utf-8", "surrogateescape")
-            self._display.say(text.decode("utf-8", "backslashreplace"))
+            self._display.say(printable(record.getMessage()))
         except Exception:
             self.handleError(record)
 

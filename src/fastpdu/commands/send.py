@@ -231,9 +231,9 @@ def _conclude(args: argparse.Namespace, peer: Peer, report: Report, stopped: int
         status = 128 + stopped
     elif given_up is not None:
         if given_up.cause is None:
-            error = CommandError(given_up.message)
+            error = CommandError(live.printable(given_up.message))
         else:
-            error = peers.PeerError.of(peer, given_up.message, given_up.cause)
+            error = peers.PeerError.of(peer, live.printable(given_up.message), given_up.cause)
         status = error.status
     elif not report.failed and not report.sent + report.already_sent:
         error = CommandError("there was no DICOM file to be sent", "check the paths; -v says why")
@@ -269,7 +269,7 @@ def _print(report: Report) -> None:
         if number:
             print(f"{number} {text}")
     for failure in report.failures[:20]:
-        print(f"  {live.printable(failure.path)}: {failure.reason}")
+        print(f"  {live.printable(failure.path)}: {live.printable(failure.reason)}")
     if report.failed > 20:
         print(f"  and {report.failed - 20} more (--json lists them)")
 
