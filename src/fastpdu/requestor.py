@@ -137,7 +137,8 @@ def request(
     contexts : sequence of PresentationContext
         What to propose, 128 at most.
     options : TransportOptions, optional
-        How to move bytes.
+        How to move bytes. Where they do not say how long a peer may take no data, or take for a PDU, it is the time
+        that it has for a response.
     limit : int, optional
         PDUs that we send are no longer than this, even if the peer takes longer ones (PS3.8 D.1, in bytes).
     needs_all : bool
@@ -160,7 +161,21 @@ def request(
     own = {"async_window": async_window}
     if max_pdu is not None:
         own["max_pdu"] = max_pdu
-    return _Attempt(peer, limit).associate(contexts, needs_all, transport=options, **own)
+    return _Attempt(peer, limit).associate(
+        contexts, needs_all, transport=_patient(options, peer.dimse_timeout), **own
+    )
+
+
+def _patient(options: TransportOptions | None, seconds: float) -> TransportOptions:
+    """Return options that do not wait for ever in the middle of a message: there is no network timeout here."""
+    from fastpdu.options import options_of
+
+    known = options or options_of()
+    return dataclasses.replace(
+        known,
+        send_timeout=known.send_timeout or seconds,
+        pdu_timeout=known.pdu_timeout or seconds,
+    )
 
 
 def announced_limit(assoc: AssociationMixin) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -497,6 +498,40 @@ def test_no_answer_in_time(scp: kit.World, folder: Folder) -> None:
         release.set()
     assert report.is_success
     assert counting.seen[next(iter(counting.seen))] == 2
+
+
+@pytest.mark.parametrize("is_reading", [False, True])
+def test_a_peer_that_stops(folder: Folder, is_reading: bool) -> None:
+    """In the middle of a request, or of its response: that is no answer in time, too."""
+    over = threading.Event()
+
+    def script(peer: raw.Peer) -> None:
+        raw.accept(peer, accepted=((1, data.EXPLICIT),))
+        if is_reading:
+            peer.message()
+            peer.send(raw.p_data(raw.pdv(1, raw.LAST_COMMAND, bytes(100)))[:20])
+        over.wait(kit.DEADLINE)
+
+    with raw.Acceptor(script) as acceptor:
+        acceptor.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        made = sender(
+            acceptor.address[1],
+            dimse_timeout=0.3,
+            retries=0,
+            transport=fastpdu.TransportOptions(send_buffer=65536),
+        )
+        ended: list[Report] = []
+        thread = threading.Thread(
+            target=lambda path: ended.append(made.send(path)), args=(folder(1, 2_000_000),)
+        )
+        thread.start()
+        thread.join(kit.DEADLINE / 2)
+        is_hanging = thread.is_alive()
+        over.set()
+        thread.join(kit.DEADLINE)
+    assert not is_hanging
+    (failure,) = ended[0].failures
+    assert failure.kind == "lost"
 
 
 # Cancelling, progress, rate -------------------------------------------------------------------------------------
