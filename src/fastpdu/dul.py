@@ -325,7 +325,12 @@ class DULServiceProvider(stock.DULServiceProvider):
             As `Connection.receive` does.
         """
         dimse: Any = self._assoc.dimse
-        limit = self._options.pdu_timeout or self._assoc.network_timeout
+        limit = self._options.pdu_timeout
+        if limit is None:
+            limit = self._assoc.network_timeout
+            if awaited:
+                # (only then: as acceptor we wait for what the peer wants, however long)
+                limit = _least(limit, self._assoc.dimse_timeout)
         if limit != self._pdu_timeout:
             connection.pdu_timeout = self._pdu_timeout = limit
         split = dimse.split_commands()
@@ -747,6 +752,11 @@ class DULServiceProvider(stock.DULServiceProvider):
             LOGGER.debug("The PDU could not be sent: %s", error)
             self.event_queue.put("Evt17")
         evt.trigger(self._assoc, evt.EVT_PDU_SENT, {"pdu": pdu})
+
+
+def _least(one: float | None, other: float | None) -> float | None:
+    """Return the shorter of two timeouts, of which None is the longest."""
+    return min(one, other) if one and other else one or other
 
 
 def _readable(connection: engine.Connection) -> bool:

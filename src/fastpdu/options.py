@@ -184,7 +184,8 @@ class TransportOptions:
     send_timeout : float, optional
         Seconds for which a peer may take no data while we send. By default the association's network timeout.
     pdu_timeout : float, optional
-        Seconds that a PDU may take from its first byte to its last. By default the association's network timeout.
+        Seconds that a PDU may take from its first byte to its last. By default the association's network timeout, or
+        its DIMSE timeout if that is shorter and an answer is waited for.
     async_window : int, optional
         The asynchronous operations window (PS3.7 D.3.3.3): as requestor we offer to invoke so many operations before
         the first is answered, which `send_c_store_many` does where the peer agrees; as acceptor we agree to as many.

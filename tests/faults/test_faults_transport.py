@@ -133,6 +133,33 @@ def test_silence_in_an_association(world: kit.World, side: str, count: int) -> N
     assert assoc.is_aborted
 
 
+@pytest.mark.parametrize("part", ["pdu", "message"])
+def test_silence_in_a_response_without_a_network_timeout(world: kit.World, part: str) -> None:
+    """The DIMSE timeout ends the wait for an answer that was begun, too."""
+    if KIND == "stock" and part == "pdu":
+        pytest.skip("stock blocks in recv")
+    over = threading.Event()
+
+    def script(peer: raw.Peer) -> None:
+        raw.accept(peer)
+        peer.message()
+        response = raw.echo_rsp()
+        if part == "pdu":
+            peer.send(raw.p_data(raw.pdv(1, raw.LAST_COMMAND, response))[:20])
+        else:
+            peer.send(raw.p_data(raw.pdv(1, raw.COMMAND, response[:20])))
+        over.wait(kit.DEADLINE / 2)
+
+    with raw.Acceptor(script) as acceptor:
+        assoc = connect(world, acceptor, network_timeout=None, dimse_timeout=0.4)
+        answer = assoc.send_c_echo()
+        in_time = not over.is_set() and acceptor.thread.is_alive()
+        over.set()
+    assert not answer
+    assert in_time
+    kit.until(lambda: assoc.is_aborted)
+
+
 @stock_hangs
 @pytest.mark.parametrize("what", ["request", "message"])
 def test_drip(world: kit.World, what: str) -> None:
