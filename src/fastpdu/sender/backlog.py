@@ -50,13 +50,13 @@ class Backlog:
             self._seen.pop(item.key, None)
             self._seen[item.key] = None
             self._waiting.setdefault(item.key, deque()).append(item)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def give_back(self, item: FileItem) -> None:
         """Put a file back to where it was taken from, for somebody else."""
         with self._changed:
             self._waiting.setdefault(item.key, deque()).appendleft(item)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def complete(self) -> None:
         """No more files will come."""
