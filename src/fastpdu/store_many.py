@@ -38,6 +38,10 @@ LOGGER = logging.getLogger("pynetdicom.association")
 _SINGLE = (str, bytes, os.PathLike, Dataset)
 
 
+class AssociationEnded(RuntimeError):
+    """An item was not sent since there is no association any more."""
+
+
 @dataclass(frozen=True, eq=False)
 class StoreResult:
     """What became of one item of `send_c_store_many`.
@@ -268,7 +272,7 @@ class Pipeline:
         if self._is_over:
             self._refused(
                 item,
-                RuntimeError(
+                AssociationEnded(
                     "The association with a peer SCP must be established before "
                     "sending a C-STORE request"
                 ),

@@ -395,6 +395,26 @@ def test_a_lost_association(counting: Counting, folder: Folder) -> None:
     assert counting.total == 22
 
 
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_lost_association_without_a_second_attempt(
+    scp: kit.World, folder: Folder, window: int
+) -> None:
+    """What was on its way is lost; what was not has done nothing wrong."""
+    counting = Counting(scp, [(data.CT, [data.EXPLICIT])], attributes={"async_window": 4})
+
+    def answer(event: evt.Event) -> int:
+        if counting.total == 10:
+            event.assoc.abort()
+        return 0
+
+    counting.answer = answer
+    report = sender(counting.port, window=window, retries=0).send(folder(60))
+    assert {failure.kind for failure in report.failures} == {"lost"}
+    assert report.failed <= window
+    assert report.sent == 9
+    assert report.given_up is not None
+
+
 def test_a_file_that_the_peer_cannot_bear(counting: Counting, folder: Folder) -> None:
     bad = f"{data.ROOT}7.3"
 

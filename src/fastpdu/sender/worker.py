@@ -18,6 +18,7 @@ from fastpdu.dsutils import exact_context
 from fastpdu.sender.backlog import MAX_CONTEXTS
 from fastpdu.sender.files import FileItem, Key
 from fastpdu.sender.report import AssociationProgress, GivenUp
+from fastpdu.store_many import AssociationEnded
 
 if TYPE_CHECKING:
     from pynetdicom.presentation import PresentationContext
@@ -102,6 +103,8 @@ class Worker(threading.Thread):
         self._sent = self._bytes = 0
         # Bytes of the files that this association is done with
         self._settled = 0
+        # Whether nothing can be sent over the association any more
+        self._is_over = False
         # Why the peer should be left alone for a moment
         self._trouble: str | None = None
         # Whether another file comes next: is it the peer that has no room, or has one file no place there?
@@ -293,6 +296,7 @@ class Worker(threading.Thread):
         run = self._run
         self._state = "sending"
         self._trouble = None
+        self._is_over = False
         self._again.appendleft(first)
         begun = time.monotonic()
         try:
@@ -307,6 +311,8 @@ class Worker(threading.Thread):
             LOGGER.debug("", exc_info=True)
             if assoc.is_established:
                 assoc.abort()
+        if self._is_over and assoc.is_established:
+            assoc.abort()
         if self._flight:
             self._unanswered()
         if self._trouble is not None:
@@ -365,7 +371,11 @@ class Worker(threading.Thread):
     def _settle_unsent(self, assoc: AssociationMixin, item: FileItem, error: Exception) -> None:
         """A file was not sent at all: it is its own fault, or that of the association."""
         is_unreadable = isinstance(error, (OSError, EOFError)) and not isinstance(error, _LOST)
-        if not assoc.is_established and not is_unreadable:
+        if isinstance(error, AssociationEnded):
+            # It may not know yet that it has
+            item.attempts -= 1
+            self._is_over = True
+        elif not assoc.is_established and not is_unreadable:
             item.attempts -= 1
         elif not isinstance(error, _LOST) or item.attempts > self._run.retries:
             kind = "unreadable" if is_unreadable else "not-sendable"
