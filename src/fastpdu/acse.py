@@ -135,6 +135,19 @@ def limit_half_open(ae: ApplicationEntity) -> None:
         _close(waiting[:-HALF_OPEN], "too many connections like it", time.monotonic())
 
 
+def close_half_open(ae: ApplicationEntity, why: str) -> None:
+    """Close all connections without an A-ASSOCIATE-RQ, and do not wait for their ends.
+
+    Parameters
+    ----------
+    ae : pynetdicom.ae.ApplicationEntity
+        The acceptors' application entity.
+    why : str
+        For the log.
+    """
+    _close(_acceptors(ae)[1], why, time.monotonic())
+
+
 def _acceptors(ae: ApplicationEntity) -> tuple[list[Association], list[Association]]:
     """Return the acceptors of an AE, and those of them that have no A-ASSOCIATE-RQ, in the order of their start."""
     acceptors = [one for one in ae.active_associations if one.is_acceptor]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections import Counter
@@ -204,6 +205,20 @@ def test_a_second_signal_does_not_wait(world: kit.World, source: Path) -> None:
         release.set()
 
 
+def test_a_second_signal_while_an_association_is_requested(source: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(kit.DEADLINE)
+        process = programs.start_send(listener.getsockname()[1], source, "--json", "-ta", 300)
+        connection, _ = listener.accept()
+        with connection:
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.5)
+            process.send_signal(signal.SIGINT)
+            status, report, _ = programs.finish(process, kit.DEADLINE)
+    assert (status, report["sent"]) == (130, 0)
+
+
 def test_a_signal_while_stdin_is_waited_for(source: Path, tmp_path: Path) -> None:
     with programs.receiver(tmp_path / "out") as receiver:
         process = programs.start_send(receiver.port, "-", "--json")
@@ -264,6 +279,19 @@ def test_a_receiver_finishes_what_it_has_begun(source: Path, tmp_path: Path) -> 
         status, report, _ = programs.finish(process)
     assert (status, report["sent"]) == (0, 1)
     assert len(contents(tmp_path / "out")) == 1
+
+
+def test_a_receiver_that_is_stopped_waits_for_no_request(source: Path, tmp_path: Path) -> None:
+    """A connection without an A-ASSOCIATE-RQ does not keep it alive."""
+    with (
+        programs.receiver(tmp_path / "out", "--acse-timeout", 300) as receiver,
+        socket.create_connection(("127.0.0.1", receiver.port)) as silent,
+    ):
+        # accepted, and not only by the kernel
+        assert programs.send(receiver.port, next(source.iterdir()))[0] == 0
+        assert receiver.stop() == 0
+        silent.settimeout(kit.DEADLINE)
+        assert silent.recv(1) == b""
 
 
 def test_a_receiver_that_is_stopped_twice_does_not(source: Path, tmp_path: Path) -> None:

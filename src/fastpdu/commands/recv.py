@@ -346,6 +346,8 @@ def _serve(args: argparse.Namespace, server: Any, books: Books, stops: _Signals)
 
 def _stop(server: Any, books: Books, stops: _Signals) -> bool:
     """End everything, and say whether there was time for answers that were due."""
+    from fastpdu.acse import close_half_open
+
     ended: set[Any] = set()
 
     def established() -> list[Any]:
@@ -369,6 +371,8 @@ def _stop(server: Any, books: Books, stops: _Signals) -> bool:
         is_soft = stops.wait(0.01) is None
     for assoc in established():
         end(assoc)
+    # The process would live as long as they may take for their A-ASSOCIATE-RQ
+    close_half_open(server.ae, "stopped")
     deadline = time.monotonic() + (_LAST_WORDS if is_soft else _LAST_WORDS_AT_ONCE)
     for thread in (shutdown, *server.active_associations):
         thread.join(max(0.0, deadline - time.monotonic()))

@@ -219,7 +219,10 @@ def _send(args: argparse.Namespace, peer: Peer) -> int:
                 "give a file that can be written with --resume",
                 2,
             ) from error
-    return _conclude(args, peer, report, stopper.signal)
+    status = _conclude(args, peer, report, stopper.signal)
+    if stopper.is_impatient:
+        signals.leave(status)
+    return status
 
 
 def _conclude(args: argparse.Namespace, peer: Peer, report: Report, stopped: int | None) -> int:
@@ -308,17 +311,21 @@ class _Stopper:
     ----------
     signal : int or None
         The first one that came.
+    is_impatient : bool
+        Whether another one has come.
     """
 
     def __init__(self, sender: Sender, lines: _Lines | None, shown: live.Display) -> None:
         self.signal: int | None = None
+        self.is_impatient = False
         self._sender = sender
         self._lines = lines
         self._shown = shown
 
     def stop(self, number: int) -> None:
         """Handle a signal."""
-        self._sender.cancel(at_once=self.signal is not None)
+        self.is_impatient = self.signal is not None
+        self._sender.cancel(at_once=self.is_impatient)
         if self.signal is None:
             self.signal = number
         if self._lines is not None and self._lines.is_waiting:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 @contextmanager
@@ -32,3 +34,17 @@ def handled(handler: Callable[[int], object]) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def leave(status: int) -> None:
+    """End the process now, as who has sent two signals wants it: threads that wait for a peer would keep it alive.
+
+    Parameters
+    ----------
+    status : int
+        The exit status.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(status)
