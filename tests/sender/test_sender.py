@@ -581,6 +581,19 @@ def test_cancel(counting: Counting, folder: Folder, at_once: bool) -> None:
     assert made.send(path).sent == 200
 
 
+def test_cancel_comes_too_late(counting: Counting, folder: Folder) -> None:
+    """The run after it is not that one; a first one that is about to begin is."""
+    path = folder(5)
+    made = sender(counting.port)
+    made.cancel()
+    assert made.send(path).is_cancelled
+    assert made.send(path).sent == 5
+    made.cancel()
+    report = made.send(path)
+    assert not report.is_cancelled
+    assert report.sent == 5
+
+
 def test_cancel_while_nothing_comes(counting: Counting, folder: Folder) -> None:
     made = sender(counting.port)
     files = list(folder(2).iterdir())

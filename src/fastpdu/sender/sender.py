@@ -154,6 +154,7 @@ class Sender:
         self._run: Run | None = None
         # 1: no new file is sent; 2: what is on its way is given up
         self._cancelled = 0
+        self._has_sent = False
 
     def send(self, paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Report:
         """Send files, and return when all of them have been sent, or have failed.
@@ -199,16 +200,22 @@ class Sender:
             if journal is not None:
                 journal.close()
             self._cancelled = 0
+            self._has_sent = True
             self._sending.release()
 
     def cancel(self, *, at_once: bool = False) -> None:
         """End `send` soon, with a report. From any thread, or a signal handler.
+
+        Before the first `send` it ends that one; between two there is nothing to be ended.
 
         Parameters
         ----------
         at_once : bool
             Whether to abort the associations. Otherwise the answers to what is on its way are waited for.
         """
+        if self._has_sent and not self._sending.locked():
+            # Too late, and not meant for the next
+            return
         self._cancelled = max(self._cancelled, 2 if at_once else 1)
         run = self._run
         if run is not None:
