@@ -14,7 +14,6 @@ from typing import Any, cast
 
 from pydicom.uid import UID
 from pynetdicom import _config, _validators, dimse, dimse_messages
-from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import decode, encode
 from pynetdicom.status import STORAGE_SERVICE_CLASS_STATUS
 
@@ -360,10 +359,16 @@ def to_primitive(message: engine.Message) -> Any:
     layout = _LAYOUTS.get(elements.get(COMMAND_FIELD, -1))
     if layout is None or not _TAG_ELEMENTS.isdisjoint(elements):
         return None
-    primitive = layout.make(elements)
+    primitive = _primitive_of(layout, elements, message.context_id)
     if layout.data_keyword:
         setattr(primitive, layout.data_keyword, _stream(message.data))
-    primitive._context_id = message.context_id
+    return primitive
+
+
+def _primitive_of(layout: _Layout, elements: Mapping[int, Any], context_id: int) -> Any:
+    """Return a received primitive without its data set."""
+    primitive = layout.make(elements)
+    primitive._context_id = context_id
     primitive._dataset_path = None
     primitive._dataset_file = None
     return primitive
@@ -375,6 +380,9 @@ _STORE_REQUEST, _STORE_RESPONSE = _LAYOUTS[C_STORE_RQ], _LAYOUTS[C_STORE_RSP]
 # The elements of a response that says nothing but its status
 _PLAIN_RESPONSE = frozenset({0x0002, COMMAND_FIELD, 0x0120, COMMAND_DATA_SET_TYPE, 0x0900, 0x1000})
 _PRIORITIES = frozenset({0, 1, 2})
+_PREPARED_REQUEST = frozenset(
+    {0x0002, COMMAND_FIELD, 0x0110, 0x0700, COMMAND_DATA_SET_TYPE, 0x1000, 0x1030, 0x1031}
+)
 
 
 def prepare_store(message: engine.Message) -> Any:
@@ -388,20 +396,25 @@ def prepare_store(message: engine.Message) -> Any:
     Returns
     -------
     pynetdicom.dimse_primitives.C_STORE or None
-        The request, with an empty data set, for `Message.prepared`; None if there is nothing to be prepared.
+        The request, without the data set, for `Message.prepared`; None if anything about it is unusual.
     """
     try:
-        request = to_primitive(message)
-    except Exception:
-        # It will be raised again when the message is complete
+        elements = engine.decode_command(message.command)
+    except engine.CommandError:
         return None
-    if (
-        type(request) is not C_STORE
-        or request._message_id is None
-        or request._affected_sop_class_uid is None
-        or request._affected_sop_instance_uid is None
+    if not (
+        elements.get(COMMAND_FIELD) == C_STORE_RQ
+        and 0x0110 in elements
+        and _PREPARED_REQUEST.issuperset(elements)
+        and elements.get(0x0700) in _PRIORITIES
+        and _checks_uids_as_usual()
+        and engine.is_uid(elements.get(0x0002, ""))
+        and engine.is_uid(elements.get(0x1000, ""))
+        and (0x1030 not in elements or _is_plain_title(elements[0x1030]))
     ):
+        # What a setter has to say about a value is said once, when the message is complete
         return None
+    request = _primitive_of(_STORE_REQUEST, elements, message.context_id)
     vars(request).update(
         _prepared_response=store_response(request),
         _prepared_success=encode_store_response(request, 0x0000),
@@ -411,7 +424,7 @@ def prepare_store(message: engine.Message) -> Any:
 
 def complete_store(message: engine.Message) -> Any:
     """Return the prepared request of a message that is complete."""
-    request = cast(C_STORE, message.prepared)
+    request: Any = message.prepared
     request._dataset = _stream(message.data)
     return request
 

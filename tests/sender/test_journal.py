@@ -79,7 +79,8 @@ def test_lines_that_cannot_be_read_are_left_out(
 
 
 @pytest.mark.parametrize(
-    "content", [b"something else", b"something\nelse\n", b'{"a": 1}\n', b"[]\n"]
+    "content",
+    [b"something else", b"something\nelse\n", b'{"a": 1}\n', b"[]\n", b"[" * 100_000 + b"\n"],
 )
 def test_not_a_journal(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "j"

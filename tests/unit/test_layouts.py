@@ -97,3 +97,78 @@ def test_received_parameters_are_those_of_pynetdicom(field: int) -> None:
     if layout.data_keyword:
         ours, theirs = (getattr(p, layout.data_keyword) for p in (made, stock_made))
         assert ours.getvalue() == theirs.getvalue()
+
+
+def _store_command(**values: Any) -> bytes:
+    """Return the command set of a C-STORE request, as it is or with other values."""
+    elements = {
+        0x0002: "1.2.840.10008.5.1.4.1.1.2",
+        0x0100: 0x0001,
+        0x0110: 7,
+        0x0700: 2,
+        0x0800: 0x0001,
+        0x1000: "1.2.3.4",
+        **{int(name[1:], 16): value for name, value in values.items()},
+    }
+    return engine.encode_command(elements)
+
+
+class Begun:
+    """A message whose command set has come."""
+
+    context_id = 3
+    data: bytes | None = None
+    prepared: Any = None
+
+    def __init__(self, command: bytes) -> None:
+        self.command = command
+
+
+@pytest.mark.parametrize("originator", [{}, {"e1030": "ORIGIN", "e1031": 9}])
+def test_a_prepared_request_is_the_same(originator: dict[str, Any]) -> None:
+    message: Any = Begun(_store_command(**originator))
+    message.prepared = dimse_messages.prepare_store(message)
+    assert message.prepared is not None
+    message.data = b"abcd"
+    ours = dimse_messages.complete_store(message)
+    theirs = dimse_messages.to_primitive(message)
+    for keyword in VALUES:
+        if hasattr(theirs, keyword):
+            assert getattr(ours, keyword) == getattr(theirs, keyword), keyword
+    assert (ours.DataSet.getvalue(), ours.DataSet.tell()) == (b"abcd", theirs.DataSet.tell())
+    assert ours.is_valid_request
+    assert ours._context_id == theirs._context_id == 3
+    prepared, made = (dimse_messages.encode_store_response(r, 0x0000) for r in (ours, theirs))
+    assert prepared is not None
+    assert made is not None
+    assert (prepared.command, prepared.is_last) == (made.command, made.is_last)
+    warned = dimse_messages.encode_store_response(ours, 0xB000)
+    assert warned is not None
+    assert engine.decode_command(warned.command)[0x0900] == 0xB000
+    assert dimse_messages.store_response(ours).MessageIDBeingRespondedTo == 7
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"e0700": 3},
+        {"e0700": None},
+        {"e0110": None},
+        {"e0002": None},
+        {"e1000": "1.02"},
+        {"e1030": "A B"},
+        {"e0100": 0x0020},
+        {"e0120": 4},
+        {"e0900": 0},
+    ],
+)
+def test_what_is_unusual_is_not_prepared(values: dict[str, Any], recwarn: Any) -> None:
+    """Its setters may have something to say, once."""
+    message: Any = Begun(_store_command(**values))
+    assert dimse_messages.prepare_store(message) is None
+    assert not recwarn.list
+
+
+def test_what_cannot_be_decoded_is_not_prepared() -> None:
+    message: Any = Begun(b"\0" * 20)
+    assert dimse_messages.prepare_store(message) is None
