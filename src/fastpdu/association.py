@@ -188,8 +188,7 @@ class AssociationMixin(stock.Association):
         threads = self._handler_threads
         if self.is_established and threads is not None and not threads.is_one():
             self._reactor_checkpoint.clear()
-            while not self._is_paused:
-                threading.Event().wait(0.0001)
+            self.await_pause()
             threads.settle()
             if not self.is_established:
                 self._reactor_checkpoint.set()
@@ -313,6 +312,11 @@ class AssociationMixin(stock.Association):
             self._is_paused = True
             self._handler_threads.settle()
             self.resume_reactor()
+
+    def await_pause(self) -> None:
+        """With the checkpoint closed: wait for the reactor, which may serve a message of the peer at this moment."""
+        while not self._is_paused:
+            threading.Event().wait(0.0001)
 
     def resume_reactor(self) -> None:
         """On the association's thread, paused: go on when nobody uses the association."""
@@ -531,9 +535,8 @@ class AssociationMixin(stock.Association):
         """
         request = make_request() if encoded is None else None
         self._reactor_checkpoint.clear()
-        while not self._is_paused:
-            # The reactor serves a message of the peer at this moment
-            threading.Event().wait(0.0001)
+        if not self._is_paused:
+            self.await_pause()
         try:
             if encoded is None or not send_encoded(self.dimse, context_id, encoded):
                 self.dimse.send_msg(request or make_request(), context_id)

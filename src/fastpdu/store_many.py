@@ -247,9 +247,7 @@ class Pipeline:
         """Keep the association's reactor from taking what comes for us."""
         assoc = self._assoc
         assoc._reactor_checkpoint.close()
-        while not assoc._is_paused:
-            # It serves a message of the peer at this moment
-            threading.Event().wait(0.0001)
+        assoc.await_pause()
 
     def _done_if_answered(self) -> None:
         """Nothing is in flight: nobody has to wait for us any more."""
