@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastpdu import engine
 from fastpdu.bench import pair, peers
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.options import positive, row_names
@@ -15,9 +16,28 @@ from fastpdu.bench.report import Report, Row
 from fastpdu.bench.runners import Dcmtk, Runner, measure
 from fastpdu.bench.series import Series, ct_series, first
 
-__all__ = ["Comparison", "dcmtk_row", "require_dcmtk", "tabulate"]
+__all__ = ["Comparison", "add_pdu", "check_pdu", "dcmtk_row", "require_dcmtk", "tabulate"]
 
 _MAKING = 0.003
+
+
+def add_pdu(parser: argparse.ArgumentParser, ends: str) -> None:
+    """Add the option of the maximum PDU length that the ends announce."""
+    parser.add_argument(
+        "--pdu",
+        type=int,
+        default=pair.DEFAULT_PDU,
+        metavar="BYTES",
+        help=f"maximum PDU length that {ends} ends announce; 0: unlimited (default: %(default)s)",
+    )
+
+
+def check_pdu(args: argparse.Namespace) -> None:
+    """Refuse a maximum length that no PDU has."""
+    if args.pdu < 0 or 0 < args.pdu < engine.MIN_PDU:
+        raise BenchError(
+            f"--pdu {args.pdu}: a PDU has at least 7 bytes", "give 0 (unlimited), or 7 or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -56,13 +76,7 @@ class Comparison:
             metavar="NAMES",
             help=f"what to measure, separated by commas (default: {','.join(names)})",
         )
-        parser.add_argument(
-            "--pdu",
-            type=int,
-            default=pair.DEFAULT_PDU,
-            metavar="BYTES",
-            help="maximum PDU length that all ends announce; 0: unlimited (default: %(default)s)",
-        )
+        add_pdu(parser, "all")
         parser.add_argument(
             "--full",
             action="store_true",
@@ -72,10 +86,7 @@ class Comparison:
     @staticmethod
     def check_arguments(args: argparse.Namespace) -> None:
         """Refuse a maximum length that no PDU has."""
-        if args.pdu < 0 or 0 < args.pdu < 7:
-            raise BenchError(
-                f"--pdu {args.pdu}: a PDU has at least 7 bytes", "give 0 (unlimited), or 7 or more"
-            )
+        check_pdu(args)
 
     def names(self, args: argparse.Namespace) -> Sequence[str]:
         """Return the rows that are asked for."""

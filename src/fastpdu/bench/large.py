@@ -26,6 +26,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 import fastpdu
 from fastpdu import engine
 from fastpdu.bench import child, pair, watch
+from fastpdu.bench.comparison import add_pdu, check_pdu
 from fastpdu.bench.disk import writer
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.multiframe import FRAME, MOST_FRAMES, Large, digest_of, make_multiframe
@@ -83,13 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help=f"what to measure, separated by commas (default: {','.join(ROWS)})",
     )
-    parser.add_argument(
-        "--pdu",
-        type=int,
-        default=pair.DEFAULT_PDU,
-        metavar="BYTES",
-        help="maximum PDU length that both ends announce; 0: unlimited (default: %(default)s)",
-    )
+    add_pdu(parser, "both")
     parser.add_argument(
         "--directory",
         type=Path,
@@ -105,10 +100,7 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--size {args.size}: pixel data that is not encapsulated has at most "
             f"{MOST_FRAMES * FRAME // 1_000_000} MB"
         )
-    if args.pdu < 0 or 0 < args.pdu < engine.MIN_PDU:
-        raise BenchError(
-            f"--pdu {args.pdu}: a PDU has at least 7 bytes", "give 0 (unlimited), or 7 or more"
-        )
+    check_pdu(args)
     directory = args.directory or Path(tempfile.gettempdir())
     if not directory.is_dir():
         raise BenchError(f"--directory {directory}: there is no such directory")
