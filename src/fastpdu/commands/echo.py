@@ -74,10 +74,7 @@ def main(argv: Sequence[str], prog: str = "fastpdu echo") -> int:
     """
     args = _parser(prog).parse_args(list(argv))
     peer = peers.from_arguments(args)
-    if args.debug:
-        from pynetdicom import debug_logger
-
-        debug_logger()
+    peers.log_debug(args)
     about = {"schema": 1, "peer": peer.as_dict()}
     return peers.in_json(lambda: _echo(args, peer, about), about, args.json)
 

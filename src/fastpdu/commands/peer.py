@@ -135,6 +135,24 @@ def max_pdu(text: str) -> int:
     return int(text)
 
 
+def add_max_pdu(add: Callable[..., object]) -> None:
+    """Add the option of the maximum length of PDUs to a parser or a group, by its ``add_argument``."""
+    add(
+        *("-pdu", "--max-pdu"),
+        type=max_pdu,
+        metavar="N",
+        help="maximum PDU length that we announce, in bytes (default: 16382; 0: no limit)",
+    )
+
+
+def log_debug(args: argparse.Namespace) -> None:
+    """Show pynetdicom's debug log, if ``--debug`` asks for it."""
+    if args.debug:
+        from pynetdicom import debug_logger
+
+        debug_logger()
+
+
 def _port(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: a number from 1 to 65535")

@@ -127,12 +127,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="N",
         help="requests that a peer may have on their way, if it asks for more than one (default: %(default)s)",
     )
-    add(
-        *("-pdu", "--max-pdu"),
-        type=peers.max_pdu,
-        metavar="N",
-        help="maximum PDU length that we announce, in bytes (default: 16382; 0: no limit)",
-    )
+    peers.add_max_pdu(add)
     add(
         *("-pm", "--promiscuous"),
         action="store_true",
@@ -189,10 +184,7 @@ def main(argv: Sequence[str], prog: str = "fastpdu recv") -> int:
     """
     args = _parser(prog).parse_args(list(argv))
     context = _tls_context(args)
-    if args.debug:
-        from pynetdicom import debug_logger
-
-        debug_logger()
+    peers.log_debug(args)
     books = Books(args.json)
     ae = _ae(args)
     store = _store(args, books)

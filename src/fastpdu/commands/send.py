@@ -92,12 +92,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         metavar="N",
         help="requests on their way on each, at most, if the peer agrees (default: 1)",
     )
-    add(
-        *("-pdu", "--max-pdu"),
-        type=peers.max_pdu,
-        metavar="N",
-        help="maximum PDU length that we announce, in bytes (default: 16382; 0: no limit)",
-    )
+    peers.add_max_pdu(add)
     add("--rate", type=_rate, metavar="N", help="bytes per second: 500k, 20M (default: no limit)")
     add = parser.add_argument_group("when something goes wrong").add_argument
     add(
@@ -161,10 +156,7 @@ def main(argv: Sequence[str], prog: str = "fastpdu send") -> int:
                 f"there is no file or directory {live.printable(path)!r}", "check the path", 2
             )
     peer = peers.from_arguments(args)
-    if args.debug:
-        from pynetdicom import debug_logger
-
-        debug_logger()
+    peers.log_debug(args)
     return _send(args, peer)
 
 
