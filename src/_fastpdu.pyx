@@ -43,6 +43,16 @@ cdef extern from "Python.h":
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) except NULL
     char *bytes_at "PyBytes_AsString"(PyObject *)
 
+cdef extern from "pythread.h" nogil:
+    ctypedef void *PyThread_type_lock
+    enum:
+        PY_LOCK_ACQUIRED
+        PY_LOCK_INTR
+    PyThread_type_lock PyThread_allocate_lock()
+    int PyThread_acquire_lock_timed(PyThread_type_lock, long long microseconds, int interruptible)
+    void PyThread_release_lock(PyThread_type_lock)
+    void PyThread_free_lock(PyThread_type_lock)
+
 cdef extern from "_fastpdu_sys.h" nogil:
     ctypedef struct fp_iov:
         void *iov_base
@@ -109,6 +119,7 @@ cdef enum:
     SINK = 256 * 1024  # bytes gathered before a write to the sink
     C_MAX_SINK_HEAD = 64 * 1024
     READ_CHUNK = 512 * 1024  # bytes of a file in flight between pread and sendmsg (docs/measurements.md)
+    SPARES = 4  # buffers for reading files that the process keeps
     EARLY = 64 * 1024  # bytes of a data set in a file from which on the command set leaves before the file is read
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
     STAGE = 320 * 1024  # bytes of one write of the socket-object backend
@@ -208,6 +219,57 @@ class FileError(OSError, EOFError):
 
 class CommandError(ValueError):
     """The command set is not in the canonical form that the codec understands."""
+
+
+# Threads of this process that are in `receive`, and in `send_file`; changed with the GIL in hand. Where there are
+# several, there is work enough to be done while one waits, and each return to the GIL costs more than it gives.
+cdef int receiving = 0
+cdef int sending = 0
+
+
+cdef struct Chunk:
+    unsigned char *at
+    size_t size
+
+
+# Buffers that nobody reads a file into now. A connection has one while it sends, so idle ones cost nothing, and the
+# buffer that was used last, which the caches still know, is the first to be used again.
+cdef Chunk spares[SPARES]
+cdef int spare_count = 0
+cdef PyThread_type_lock spares_lock = PyThread_allocate_lock()
+if spares_lock == NULL:
+    raise MemoryError
+
+
+cdef Chunk take_chunk(size_t size) noexcept nogil:
+    """Return a buffer of at least `size` bytes; NULL if there is no memory."""
+    global spare_count
+    cdef Chunk chunk
+    chunk.at = NULL
+    chunk.size = 0
+    # Never waiting: after a fork nobody might give the lock back
+    if PyThread_acquire_lock_timed(spares_lock, 0, 0) == PY_LOCK_ACQUIRED:
+        if spare_count:
+            spare_count -= 1
+            chunk = spares[spare_count]
+        PyThread_release_lock(spares_lock)
+    if chunk.size < size:
+        free(chunk.at)
+        chunk.at = <unsigned char *>malloc(size)
+        chunk.size = size
+    return chunk
+
+
+cdef void give_chunk(Chunk chunk) noexcept nogil:
+    """Keep a buffer for the next send, or free it."""
+    global spare_count
+    if PyThread_acquire_lock_timed(spares_lock, 0, 0) == PY_LOCK_ACQUIRED:
+        if chunk.at != NULL and spare_count < SPARES:
+            spares[spare_count] = chunk
+            spare_count += 1
+            chunk.at = NULL
+        PyThread_release_lock(spares_lock)
+    free(chunk.at)
 
 
 cdef int64_t patience_of(object timeout) except -2:
@@ -397,12 +459,11 @@ cdef class Connection:
     cdef unsigned char in_heads[HEAD * IOVS]
 
     # Sending
-    cdef object send_lock
+    cdef PyThread_type_lock send_lock  # of C, so that it can be released before the GIL is taken back
     cdef int out_at, out_count, out_heads_count
     cdef fp_iov out_iov[IOVS]
     cdef unsigned char out_heads[HEAD * IOVS]
-    cdef unsigned char *chunk
-    cdef size_t chunk_size, read_chunk
+    cdef size_t read_chunk
     cdef uint64_t early
     cdef uint64_t out_sent  # bytes of the message that the kernel has taken
     cdef uint32_t packed  # bytes of the data set beside the command set, in its last PDU
@@ -423,7 +484,9 @@ cdef class Connection:
         self.sink = -1
         self.c_pdu_timeout = -1
         self.c_split = frozenset()
-        self.send_lock = threading.Lock()
+        self.send_lock = PyThread_allocate_lock()
+        if self.send_lock == NULL:
+            raise MemoryError
         self.read_chunk = READ_CHUNK
         self.early = EARLY
 
@@ -447,10 +510,11 @@ cdef class Connection:
 
     def __dealloc__(self):
         self._release()
+        if self.send_lock != NULL:
+            PyThread_free_lock(self.send_lock)
         free(self.ahead)
         free(self.command)
         free(self.sink_buffer)
-        free(self.chunk)
         Py_XDECREF(self.data)
         self.data = NULL
 
@@ -605,19 +669,15 @@ cdef class Connection:
             return R_WAKE
         return R_READY if ready else R_TIMEOUT
 
-    cdef int _linger(self, int64_t timeout, bint awaited) except -1:
+    cdef void _linger(self, int64_t timeout, bint awaited) noexcept nogil:
         """Wait until there is something to read; a wake-up ends it, and is left for who waits."""
         cdef int64_t began
         if timeout == 0 or self.closing or self.ahead_end > self.ahead_at or self._pending():
-            return 0
-        self.users += 1
-        with nogil:
-            began = fp_now()
-            self._wait_readable(timeout, awaited)
-            if not awaited:
-                self.yielded_ns += <uint64_t>(fp_now() - began)
-        self._leave()
-        return 0
+            return
+        began = fp_now()
+        self._wait_readable(timeout, awaited)
+        if not awaited:
+            self.yielded_ns += <uint64_t>(fp_now() - began)
 
     cdef int _wait_writable(self, int64_t timeout) noexcept nogil:
         cdef int64_t began = fp_now()
@@ -1113,8 +1173,7 @@ cdef class Connection:
             if not block:
                 self.starved = True
                 return R_TIMEOUT
-            if self.tells_command and self._command_is_news():
-                self.command_told = True
+            if self._tells_now():
                 return R_COMMAND
             code = self._wait_readable(left(until), awaited or not idle)
             if code == R_READY:
@@ -1123,12 +1182,15 @@ cdef class Connection:
                 return self._broke(0, "the peer stalled in the middle of a message")
             return code
 
-    cdef bint _command_is_news(self) noexcept nogil:
-        """Whether nothing has come of a message but its command set, and that has not been told."""
-        return (
-            self.command_done and not self.complete and not self.command_told
-            and not self.partial_due and self.data_total == 0
-        )
+    cdef bint _tells_now(self) noexcept nogil:
+        """Whether to tell now that nothing has come of a message but its command set: once, if nobody else receives."""
+        if (
+            not self.tells_command or self.command_told or not self.command_done or self.complete
+            or self.partial_due or self.data_total > 0 or receiving > 1
+        ):
+            return False
+        self.command_told = True
+        return True
 
     cdef bint _in_progress(self) noexcept nogil:
         """Whether a PDU or message has begun."""
@@ -1215,10 +1277,12 @@ cdef class Connection:
         OSError
             If the socket fails, the sink cannot be written, or the connection is closed on our side.
         """
+        global receiving
         cdef int64_t deadline = deadline_of(timeout)
         cdef bint block = timeout is None or timeout > 0
         cdef int code
         self._enter()
+        receiving += 1
         try:
             if self.sinking:
                 with nogil:
@@ -1232,7 +1296,8 @@ cdef class Connection:
                 if code == R_GROW:
                     self._grow()
                 elif code == R_TIMEOUT and block and (deadline < 0 or left(deadline) > 0 or self._in_progress()):
-                    pass
+                    if self._tells_now():
+                        return COMMAND
                 elif self.closing:
                     raise OSError(errno.EBADF, "the connection is closed")
                 elif code == R_WAKE:
@@ -1251,6 +1316,7 @@ cdef class Connection:
                 with nogil:
                     code = self._advance(deadline, block, awaited)
         finally:
+            receiving -= 1
             self._leave()
 
     def receive_pdu(self):
@@ -1529,30 +1595,38 @@ cdef class Connection:
         self, int context, Outgoing command, int fd, int64_t offset, uint64_t length, uint32_t fragment,
         int64_t patience,
     ) noexcept nogil:
-        cdef size_t size, got
-        cdef int64_t r
-        cdef Py_buffer view
-        cdef int code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
-        cdef size_t whole = fragment * ((self.read_chunk + fragment - 1) // fragment)
         # Whole fragments, so that the data set is framed as if it were in one piece
-        size = whole + self.packed
-        if size > length:
-            size = <size_t>length
-        if code == R_OK and length > 0 and self.chunk_size < size:
-            free(self.chunk)
-            self.chunk = <unsigned char *>malloc(size)
-            self.chunk_size = size if self.chunk != NULL else 0
-            if self.chunk == NULL:
-                return R_NOMEM
-        if code == R_OK and length >= self.early and not self.packed and not self.cork:
+        cdef size_t whole = fragment * ((self.read_chunk + fragment - 1) // fragment)
+        cdef Chunk chunk
+        cdef int code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
+        if code == R_OK and length >= self.early and not self.packed and not self.cork and sending == 1:
             # The receiver can deal with the command set while the file is read
             code = self._flush(patience)
+        if code == R_OK and length > 0:
+            chunk = take_chunk(whole + self.packed if whole + self.packed < length else <size_t>length)
+            if chunk.at == NULL:
+                self._clear_vectors()
+                return R_NOMEM
+            code = self._send_chunks(context, chunk.at, whole, fd, offset, length, fragment, patience)
+            give_chunk(chunk)
+        return code if code != R_OK or length > 0 else self._flush_rest(patience)
+
+    cdef int _send_chunks(
+        self, int context, unsigned char *chunk, size_t whole, int fd, int64_t offset, uint64_t length,
+        uint32_t fragment, int64_t patience,
+    ) noexcept nogil:
+        """Send a range of a file through a buffer of `whole` bytes and what is packed beside the command set."""
+        cdef size_t size = whole + self.packed
+        cdef size_t got
+        cdef int64_t r
+        cdef Py_buffer view
+        cdef int code = R_OK
         while code == R_OK and length > 0:
             if size > length:
                 size = <size_t>length
             got = 0
             while got < size:
-                r = fp_pread(fd, self.chunk + got, size - got, offset)
+                r = fp_pread(fd, chunk + got, size - got, offset)
                 if r <= 0:
                     # The PDUs that are in the vectors already must not leave alone
                     self._clear_vectors()
@@ -1561,14 +1635,12 @@ cdef class Connection:
                 got += <size_t>r
                 offset += r
             length -= size
-            view.buf = self.chunk
+            view.buf = chunk
             view.len = <Py_ssize_t>size
             code = self._frame(context, 0, &view, size, length == 0, fragment, patience)
-            if code == R_OK and length > 0:
-                code = self._flush_part(patience)
+            if code == R_OK:
+                code = self._flush_part(patience) if length > 0 else self._flush_rest(patience)
             size = whole
-        if code == R_OK:
-            code = self._flush_rest(patience)
         return code
 
     cdef int _check_send(self, object context_id, Outgoing command, object max_pdu) except -1:
@@ -1598,7 +1670,27 @@ cdef class Connection:
                 self.packed = <uint32_t>data
         self.pack_due = self.packed > 0
 
+    cdef int _lock_sends(self) except -1:
+        """Wait until nobody else sends."""
+        cdef int got = PyThread_acquire_lock_timed(self.send_lock, 0, 0)
+        while got != PY_LOCK_ACQUIRED:
+            with nogil:
+                got = PyThread_acquire_lock_timed(self.send_lock, -1, 1)
+            if got == PY_LOCK_INTR:
+                PyErr_CheckSignals()
+        return 0
+
     cdef int _begin_send(self, bint message) except -1:
+        """Have the connection for a send. `_finish_send` or the caller gives back the lock, the caller calls `_leave`."""
+        self._lock_sends()
+        try:
+            self._prepare_send(message)
+        except BaseException:
+            PyThread_release_lock(self.send_lock)
+            raise
+        return 0
+
+    cdef int _prepare_send(self, bint message) except -1:
         if message and self.held:
             raise Cancelled("no message may be sent now")
         if self.send_broken:
@@ -1609,8 +1701,16 @@ cdef class Connection:
         self._clear_vectors()
         return 0
 
-    cdef int _end_send(self, int code, uint64_t command, uint64_t data, uint32_t fragment) except -1:
-        """Account for the end of a send, and raise if it failed."""
+    cdef uint64_t _finish_send(self, uint64_t before) noexcept nogil:
+        """A message has been sent: the next one may be. Returns how many PDUs it took."""
+        cdef uint64_t pdus = self.pdus_sent - before
+        self._uncork()
+        self.messages_sent += 1
+        PyThread_release_lock(self.send_lock)
+        return pdus
+
+    cdef int _send_failed(self, int code, uint64_t command, uint64_t data, uint32_t fragment) except -1:
+        """Raise what `code` stands for, having found out whether a PDU has been cut."""
         cdef uint64_t step = fragment + HEAD
         cdef uint64_t command_bytes = command + HEAD * ((command + fragment - 1) // fragment)
         cdef uint64_t data_bytes
@@ -1620,9 +1720,6 @@ cdef class Connection:
             command_bytes += PDV_HEAD + self.packed
             data -= self.packed
         data_bytes = data + HEAD * ((data + fragment - 1) // fragment)
-        if code == R_OK:
-            self.messages_sent += 1
-            return 0
         if at > command_bytes:
             at -= command_bytes
             self.send_broken = at != data_bytes and at % step != 0
@@ -1673,38 +1770,52 @@ cdef class Connection:
         cdef Outgoing head = Outgoing(command)
         cdef Outgoing body = Outgoing(data)
         cdef int64_t patience = patience_of(timeout)
-        cdef int64_t lingering = patience_of(linger)
-        cdef int64_t yielding = 0 if yields is None else patience_of(yields)
+        cdef int64_t wait = patience_of(linger)
+        cdef bint awaited = wait != 0
+        cdef bint at_once = yields is None
         cdef uint32_t fragment
-        cdef int context, code
-        cdef uint64_t before
+        cdef int context
+        cdef int code = R_OK
+        cdef uint64_t pdus
+        cdef bint locked = True
+        if not at_once and not awaited:
+            wait = patience_of(yields)
+        if receiving > 0 and not at_once:
+            # Others have something to do with the GIL
+            at_once = True
+            wait = wait if awaited else 0
         self._check_send(context_id, head, max_pdu)
         fragment = self._fragment(max_pdu)
         context = context_id
-        with self.send_lock:
-            self._begin_send(True)
-            try:
-                before = self.pdus_sent
-                self._pack(head.total, body.total, fragment)
-                if yields is None and self._sent_at_once(context, head, body, fragment):
-                    code = R_OK
-                elif self.out_count:
-                    self._make_cancellable()
+        self._begin_send(True)
+        try:
+            pdus = self.pdus_sent
+            self._pack(head.total, body.total, fragment)
+            if at_once and self._sent_at_once(context, head, body, fragment):
+                pdus = self._finish_send(pdus)
+                locked = False
+                if wait:
                     with nogil:
+                        self._linger(wait, awaited)
+            else:
+                self._make_cancellable()
+                with nogil:
+                    # There may be the rest of a small one
+                    if self.out_count:
                         code = self._flush(patience)
-                else:
-                    self._make_cancellable()
-                    with nogil:
+                    else:
                         code = self._send_message(context, head, body, fragment, patience)
-                self._end_send(code, head.total, body.total, fragment)
-                before = self.pdus_sent - before
-            finally:
-                self._leave()
-        if lingering:
-            self._linger(lingering, True)
-        else:
-            self._linger(yielding, False)
-        return before
+                    if code == R_OK:
+                        pdus = self._finish_send(pdus)
+                        locked = False
+                        self._linger(wait, awaited)
+                if code != R_OK:
+                    self._send_failed(code, head.total, body.total, fragment)
+        finally:
+            if locked:
+                PyThread_release_lock(self.send_lock)
+            self._leave()
+        return pdus
 
     def send_file(self, context_id, command, int fd, offset, length, *, max_pdu, timeout=None, linger=0):
         """Send one whole DIMSE message whose data set is a range of a file.
@@ -1739,14 +1850,16 @@ cdef class Connection:
         ValueError, TimeoutError, PeerClosed, OSError, Cancelled
             As for `send`.
         """
+        global sending
         cdef Outgoing head = Outgoing(command)
         cdef int64_t patience = patience_of(timeout)
-        cdef int64_t lingering = patience_of(linger)
+        cdef int64_t wait = patience_of(linger)
         cdef int64_t begin
         cdef uint64_t size
         cdef uint32_t fragment
         cdef int context, code
-        cdef uint64_t before
+        cdef uint64_t pdus
+        cdef bint locked = True
         self._check_send(context_id, head, max_pdu)
         if offset < 0 or length < 0:
             raise ValueError(f"offset and length must not be negative: {offset!r}, {length!r}")
@@ -1754,20 +1867,26 @@ cdef class Connection:
         context = context_id
         begin = offset
         size = length
-        with self.send_lock:
-            self._begin_send(True)
-            try:
-                before = self.pdus_sent
-                self._pack(head.total, size, fragment)
-                self._make_cancellable()
-                with nogil:
-                    code = self._send_from_file(context, head, fd, begin, size, fragment, patience)
-                self._end_send(code, head.total, size, fragment)
-                before = self.pdus_sent - before
-            finally:
-                self._leave()
-        self._linger(lingering, True)
-        return before
+        self._begin_send(True)
+        sending += 1
+        try:
+            pdus = self.pdus_sent
+            self._pack(head.total, size, fragment)
+            self._make_cancellable()
+            with nogil:
+                code = self._send_from_file(context, head, fd, begin, size, fragment, patience)
+                if code == R_OK:
+                    pdus = self._finish_send(pdus)
+                    locked = False
+                    self._linger(wait, True)
+            if code != R_OK:
+                self._send_failed(code, head.total, size, fragment)
+        finally:
+            sending -= 1
+            if locked:
+                PyThread_release_lock(self.send_lock)
+            self._leave()
+        return pdus
 
     def send_bytes(self, data, *, timeout=None):
         """Send ready-made PDUs.
@@ -1789,23 +1908,23 @@ cdef class Connection:
         cdef int code
         if body.count != 1:
             raise TypeError("send_bytes takes one bytes-like object")
-        with self.send_lock:
-            self._begin_send(False)
-            try:
-                if body.total == 0:
-                    return
-                self.out_iov[0].iov_base = body.views[0].buf
-                self.out_iov[0].iov_len = <size_t>body.views[0].len
-                self.out_count = 1
-                self._make_cancellable()
-                with nogil:
-                    code = self._flush(patience)
-                if code != R_OK:
-                    self.send_broken = self.out_sent > 0
-                    self._raise(code)
-                self._count_sent(<unsigned char *>body.views[0].buf, <size_t>body.views[0].len)
-            finally:
-                self._leave()
+        self._begin_send(False)
+        try:
+            if body.total == 0:
+                return
+            self.out_iov[0].iov_base = body.views[0].buf
+            self.out_iov[0].iov_len = <size_t>body.views[0].len
+            self.out_count = 1
+            self._make_cancellable()
+            with nogil:
+                code = self._flush(patience)
+            if code != R_OK:
+                self.send_broken = self.out_sent > 0
+                self._raise(code)
+            self._count_sent(<unsigned char *>body.views[0].buf, <size_t>body.views[0].len)
+        finally:
+            PyThread_release_lock(self.send_lock)
+            self._leave()
 
     cdef void _count_sent(self, const unsigned char *p, size_t n) noexcept nogil:
         """Count ready-made PDUs; what is no whole PDU counts as one."""

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 # pynetdicom's logger, since the messages are pynetdicom's
 LOGGER = logging.getLogger("pynetdicom.dul")
 
-# Seconds for which the idle reader stays away after somebody else has read: that one will be back soon
+# Seconds for which the idle reader stays away after somebody else has asked or read: that one will be back soon.
+# Twice as long each time that it comes back in vain, up to the longest: among many threads each look costs something.
 LEASE = 0.02
+LONGEST_LEASE = 0.5
 # Seconds for which an acceptor leaves the GIL to others after a response, unless the next request comes before
 YIELD = 0.001
 # Seconds for which a reader may take to notice that the connection has ended
@@ -59,6 +61,7 @@ class DirectMode:
         self.backlog = BACKLOG
         self.has_failed = False
         self.token = threading.Lock()
+        self._lease = LEASE
         self._lease_until = 0.0
         self._wanted = 0
         self._reads = 0
@@ -96,6 +99,8 @@ class DirectMode:
         max_pdu = dul.peer_maximum
         timeout = dul.send_timeout
         sent = connection.bytes_sent
+        if message.is_awaited:
+            self._lease_until = time.monotonic() + self._lease
         try:
             if message.file is None:
                 connection.send(
@@ -104,7 +109,7 @@ class DirectMode:
                     message.data,
                     max_pdu=max_pdu,
                     timeout=timeout,
-                    linger=LEASE if message.is_awaited else 0,
+                    linger=self._lease if message.is_awaited else 0,
                     yields=self._yields() if message.is_last else None,
                 )
             elif not self._send_file(connection, context_id, message, max_pdu, timeout):
@@ -156,7 +161,7 @@ class DirectMode:
                 file.length,
                 max_pdu=max_pdu,
                 timeout=timeout,
-                linger=LEASE if message.is_awaited else 0,
+                linger=self._lease if message.is_awaited else 0,
             )
             return True
         path, offset = cast("tuple[Any, int]", file)
@@ -302,6 +307,7 @@ class DirectMode:
         lease = self._lease_until and self._lease_until - time.monotonic()
         if self._wanted or lease > 0:
             # Somebody else reads now and then: come back when that one has not for a while
+            self._lease = min(2 * self._lease, LONGEST_LEASE)
             self._park(max(lease, LEASE))
         elif self.is_full():
             self._park_for_long(self.is_full)
@@ -312,6 +318,7 @@ class DirectMode:
             if reads == self._reads and self.token.locked():
                 self._park_for_long(self.token.locked)
         else:
+            self._lease = LEASE
             try:
                 if dul.is_direct and not has_work():
                     message = self._step(dul.idle_remaining())
@@ -330,7 +337,7 @@ class DirectMode:
         That one has it now, and will be back for the next: the idle reader stays away, and leaves the wake-up alone.
         """
         self._dul.deliver(message)
-        self._lease_until = time.monotonic() + LEASE
+        self._lease_until = time.monotonic() + self._lease
         self._dul.rouse_reader()
 
     def is_full(self) -> bool:
@@ -388,7 +395,7 @@ class DirectMode:
 
     def _release(self) -> None:
         """Give the read token back: who has read once will read again soon."""
-        self._lease_until = time.monotonic() + LEASE
+        self._lease_until = time.monotonic() + self._lease
         self._unlock()
 
     def _unlock(self) -> None:

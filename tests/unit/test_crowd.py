@@ -1,0 +1,180 @@
+"""Many connections of one process at once: what is worth its price only while nobody else works is left out."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_kit import (
+    ECHO,
+    IMPLS,
+    PATIENCE,
+    STORE,
+    Background,
+    Impl,
+    Link,
+    blocked,
+    eventually,
+    frame,
+    link,
+    message,
+    noise,
+    pair,
+    read_exactly,
+)
+
+LARGE = 100_000
+#: More than the buffers of a socket pair take.
+HUGE = 20_000_000
+
+
+def pause(seconds: float = 0.03) -> None:
+    threading.Event().wait(seconds)
+
+
+@pytest.fixture
+def compiled(impl: Impl) -> Impl:
+    if impl.backend != "compiled":
+        pytest.skip("the pure engine has no hints to leave out")
+    return impl
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "data set"
+    path.write_bytes(noise(HUGE))
+    return path
+
+
+def test_no_command_is_told_while_others_receive(compiled: Impl, engine: Any) -> None:
+    """One return to the GIL less, where there is a queue for it."""
+    head, rest = message(1, STORE, b"abcd")
+    with link(compiled) as one, link(compiled) as other:
+        one.conn.tells_command = True
+        other.feed(head)
+        beside = Background(other.conn.receive, PATIENCE)
+        eventually(lambda: other.conn.in_message)
+        pause()
+        receiving = Background(one.conn.receive, PATIENCE)
+        one.feed(head)
+        eventually(lambda: one.conn.in_message)
+        pause()
+        one.feed(rest)
+        assert receiving.result().data == b"abcd"
+        other.feed(rest)
+        assert beside.result().data == b"abcd"
+        # alone again
+        receiving = Background(one.conn.receive, PATIENCE)
+        one.feed(head)
+        assert receiving.result() == engine.COMMAND
+        one.feed(rest)
+        assert one.conn.receive(PATIENCE).data == b"abcd"
+
+
+def test_nobody_yields_while_others_receive(compiled: Impl) -> None:
+    """The GIL is wanted as it is."""
+    with link(compiled) as one, link(compiled) as other:
+        beside = Background(other.conn.receive, PATIENCE)
+        pause()
+        one.conn.send(1, ECHO, max_pdu=0, yields=30)
+        assert one.conn.yielded_ns == 0
+        other.feed(b"".join(message(1, ECHO, None)))
+        assert beside.result().command == ECHO
+        one.conn.send(1, ECHO, max_pdu=0, yields=0.01)
+        assert one.conn.yielded_ns > 0
+
+
+def test_no_early_command_while_others_send(file: Path) -> None:
+    """One system call instead of two; the bytes are the same."""
+    compiled = Impl("compiled", "fd")
+    expected = b"".join(frame(1, STORE, noise(HUGE)[:LARGE], 0, compiled.module.UNLIMITED_FRAGMENT))
+    with link(compiled) as one, link(compiled) as other, file.open("rb") as source:
+
+        def calls() -> int:
+            before = one.conn.send_calls
+            reading = Background(read_exactly, one.raw, len(expected))
+            one.conn.send_file(1, STORE, source.fileno(), 0, LARGE, max_pdu=0)
+            assert reading.result() == expected
+            return int(one.conn.send_calls - before)
+
+        alone = calls()
+        beside = Background(other.conn.send_file, 1, STORE, source.fileno(), 0, HUGE, max_pdu=0)
+        blocked(other.conn)
+        # (a socket pair takes what it has room for: there may be more calls than that)
+        assert calls() < alone
+        reading = Background(other.raw.recv, 1)
+        reading.result()
+        other.conn.cancel()
+        with pytest.raises(compiled.module.Cancelled):
+            beside.result()
+
+
+def test_who_lingers_lets_others_send(impl: Impl, one: Link) -> None:
+    """An abort must not wait for the answer that will not come."""
+    lingering = Background(one.conn.send, 1, ECHO, max_pdu=0, linger=PATIENCE)
+    echo = b"".join(message(1, ECHO, None))
+    assert read_exactly(one.raw, len(echo)) == echo
+    pause()
+    one.conn.send(3, ECHO, max_pdu=0)
+    one.conn.send_bytes(b"\7\0\0\0\0\4\0\0\2\0")
+    assert read_exactly(one.raw, len(echo) + 10)[-10:] == b"\7\0\0\0\0\4\0\0\2\0"
+    assert lingering.running or impl.backend == "pure"
+    one.feed(echo)
+    assert lingering.result() == 1
+    assert one.conn.receive(PATIENCE).command == ECHO
+
+
+def test_a_close_ends_lingering(one: Link) -> None:
+    lingering = Background(one.conn.send, 1, ECHO, max_pdu=0, linger=PATIENCE)
+    echo = b"".join(message(1, ECHO, None))
+    read_exactly(one.raw, len(echo))
+    pause()
+    one.conn.close()
+    assert lingering.result() == 1
+
+
+def test_a_sender_that_waits_for_another_is_told_of_the_close(impl: Impl, file: Path) -> None:
+    """The second has not begun, and must not."""
+    with link(impl) as one, file.open("rb") as source:
+        first = Background(one.conn.send_file, 1, STORE, source.fileno(), 0, HUGE, max_pdu=0)
+        blocked(one.conn)
+        second = Background(one.conn.send, 1, ECHO, max_pdu=0)
+        pause()
+        assert second.running
+        one.conn.close()
+        with pytest.raises((impl.module.Cancelled, OSError)):
+            first.result()
+        with pytest.raises(OSError):
+            second.result()
+
+
+@pytest.mark.parametrize("impl", IMPLS, ids=str)
+def test_each_file_arrives_as_it_is(impl: Impl, tmp_path: Path) -> None:
+    """However many connections read files at once, with buffers that go from one to the other."""
+    count, each = 12, 6
+    contents = [noise(700_000 + 10_000 * number, number + 1) for number in range(count)]
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(pair(impl, impl)) for _ in range(count)]
+
+        def send(number: int) -> None:
+            path = tmp_path / str(number)
+            path.write_bytes(contents[number])
+            with path.open("rb") as source:
+                for _ in range(each):
+                    pairs[number][0].send_file(
+                        1, STORE, source.fileno(), 0, len(contents[number]), max_pdu=16382
+                    )
+
+        def receive(number: int) -> int:
+            return sum(
+                pairs[number][1].receive(PATIENCE).data == contents[number] for _ in range(each)
+            )
+
+        receiving = [Background(receive, number) for number in range(count)]
+        sending = [Background(send, number) for number in range(count)]
+        for background in sending:
+            background.result(60)
+        assert [background.result(60) for background in receiving] == [each] * count
