@@ -1681,7 +1681,7 @@ cdef class Connection:
         return 0
 
     cdef int _begin_send(self, bint message) except -1:
-        """Have the connection for a send. `_finish_send` or the caller gives back the lock, the caller calls `_leave`."""
+        """Have the connection for a send. `_finish_send` or the caller gives back the lock; the caller calls `_leave`."""
         self._lock_sends()
         try:
             self._prepare_send(message)

@@ -131,9 +131,9 @@ class AssociationMixin(stock.Association):
     _is_waiting: bool
     # (SOP class, transfer syntax): accepted context
     _context_cache: dict[tuple[str, str], PresentationContext]
-    # (context ID, SOP class, service class): accepted context, and what handlers are told of it
+    # (context ID, SOP class, service class; of a sub-operation None): accepted context, and what handlers see of it
     _service_contexts: dict[
-        tuple[int, str, type], tuple[PresentationContext, PresentationContextTuple]
+        tuple[int, str, type | None], tuple[PresentationContext, PresentationContextTuple]
     ]
     # The time of serving the peer's requests
     _serving: stats.Stopwatch

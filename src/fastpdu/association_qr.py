@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydicom.dataset import Dataset
 from pynetdicom import _config, evt
@@ -27,12 +27,14 @@ from fastpdu.dimse_messages import (
     encode_store_response,
     store_response,
 )
+from fastpdu.service_class import is_store_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pydicom.uid import UID
     from pynetdicom.association import Association
+    from pynetdicom.presentation import PresentationContextTuple
 
     from fastpdu.association import AssociationMixin
 
@@ -71,7 +73,7 @@ def pending_matches(
     decodes = little and not deflated and not _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
     # At that level the responses are numbered
     while not LOGGER.isEnabledFor(logging.INFO):
-        item = dimse.get_pending(_MATCHES)
+        item = dimse.get_pending(_MATCHES, soon=True)
         response = item[1]
         if type(response) is not Pending:
             dimse.put_back(item)
@@ -115,7 +117,7 @@ def pending_sub_operations(assoc: Association) -> Iterator[tuple[Dataset, None]]
     if not isinstance(dimse, DIMSEServiceProvider):
         return
     while not LOGGER.isEnabledFor(logging.INFO):
-        item = dimse.get_pending(_SUB_OPERATIONS)
+        item = dimse.get_pending(_SUB_OPERATIONS, soon=False)
         message = item[1]
         if type(message) is C_STORE:
             assoc._c_store_scp(message)
@@ -141,20 +143,13 @@ def serve_sub_operation(assoc: AssociationMixin, request: Any) -> bool:
     bool
         False if pynetdicom's own code has to serve the request; nothing has been done then.
     """
-    context = assoc._accepted_cx.get(request._context_id)
-    if (
-        context is None
-        or context.as_scp is not True
-        or not request.is_valid_request
-        or context.abstract_syntax != request.AffectedSOPClassUID
-    ):
+    context = _store_context(assoc, request)
+    if context is None:
         return False
-    context_id = cast(int, context.context_id)
+    context_id = context.context_id
     response = store_response(request)
     try:
-        status = evt.trigger(
-            assoc, evt.EVT_C_STORE, {"request": request, "context": context.as_tuple}
-        )
+        status = evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context})
     except Exception as error:
         LOGGER.error("Exception in the handler bound to 'evt.EVT_C_STORE'")
         LOGGER.exception(error)
@@ -166,6 +161,22 @@ def serve_sub_operation(assoc: AssociationMixin, request: Any) -> bool:
         _set_status(response, status)
     assoc.dimse.send_msg(response, context_id)
     return True
+
+
+def _store_context(assoc: AssociationMixin, request: Any) -> PresentationContextTuple | None:
+    """Return the context of a C-STORE sub-operation, None if pynetdicom's own code has to serve it."""
+    if not is_store_request(request):
+        return None
+    context_id, sop_class = request._context_id, request._affected_sop_class_uid
+    context = assoc._accepted_cx.get(context_id)
+    # (the association is the requestor: as acceptor it has others here)
+    known = assoc._service_contexts.get((context_id, sop_class, None))
+    if known is not None and known[0] is context:
+        return known[1]
+    if context is None or context.as_scp is not True or context.abstract_syntax != sop_class:
+        return None
+    assoc._service_contexts[context_id, sop_class, None] = (context, context.as_tuple)
+    return context.as_tuple
 
 
 def _set_status(response: Any, status: Any) -> None:

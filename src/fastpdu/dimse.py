@@ -122,13 +122,15 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
                 return message.context_id, answer
         return self.accept(message)
 
-    def get_pending(self, fields: frozenset[int]) -> Any:
+    def get_pending(self, fields: frozenset[int], *, soon: bool) -> Any:
         """Wait for the next message of a C-FIND, C-GET or C-MOVE that is ours.
 
         Parameters
         ----------
         fields : frozenset of int
             The Command Fields of the responses that are waited for.
+        soon : bool
+            Whether it may well be there already.
 
         Returns
         -------
@@ -136,7 +138,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             Like `get_msg`; a pending response that says nothing about its status but the numbers of sub-operations
             has no primitive.
         """
-        return self._next() or self._await(partial(self._accept_pending, fields))
+        return self._next() or self._await(partial(self._accept_pending, fields), soon)
 
     def _accept_pending(self, fields: frozenset[int], message: engine.Message) -> Any:
         if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
@@ -145,15 +147,17 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
                 return message.context_id, pending
         return self.accept(message)
 
-    def _await(self, accept: Callable[[engine.Message], _QueueItem | None]) -> _QueueItem:
-        """Wait for a message: who waits reads the socket itself."""
-        dul = self.dul
-        if isinstance(dul, DULServiceProvider) and dul.is_direct:
+    def _await(
+        self, accept: Callable[[engine.Message], _QueueItem | None], soon: bool = True
+    ) -> _QueueItem:
+        """Wait for a message: who waits reads the socket itself. `soon`: after a look whether it is there already."""
+        dul = self._assoc.dul
+        if soon and isinstance(dul, DULServiceProvider) and dul.is_direct:
             message = dul.direct.take_answer()
             item = None if message is None else dul.in_context(accept, message)
             if item is not None:
                 return item
-        timeout = self.dimse_timeout
+        timeout = self._assoc._dimse_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
         if isinstance(dul, DULServiceProvider):
             while dul.is_direct or dul.enter_direct():

@@ -224,10 +224,13 @@ class DULServiceProvider(stock.DULServiceProvider):
 
     def may_stay_direct(self) -> bool:
         """Whether direct mode may go on: what ends it without telling. Asked before each message."""
+        # (without `is_watched` and `_dimse_takes_messages`: each message asks several times)
+        dimse: Any = self._assoc.dimse
         return (
             self.state_machine.current_state == "Sta6"
-            and not self.is_watched()
-            and self._dimse_takes_messages()
+            and not self._watch.is_on()
+            and getattr(dimse, "takes_messages", False)
+            and dimse.message is None
             and getattr(self.socket, "socket", None) is self._connected_socket
         )
 
@@ -324,13 +327,15 @@ class DULServiceProvider(stock.DULServiceProvider):
         engine.ProtocolError, OSError
             As `Connection.receive` does.
         """
-        dimse: Any = self._assoc.dimse
+        assoc: Any = self._assoc
+        dimse = assoc.dimse
         limit = self._options.pdu_timeout
         if limit is None:
-            limit = self._assoc.network_timeout
-            if awaited:
-                # (only then: as acceptor we wait for what the peer wants, however long)
-                limit = _least(limit, self._assoc.dimse_timeout)
+            limit = assoc._network_timeout
+            # (only then: as acceptor we wait for what the peer wants, however long)
+            due = assoc._dimse_timeout if awaited else None
+            if due and (not limit or due < limit):
+                limit = due
         if limit != self._pdu_timeout:
             connection.pdu_timeout = self._pdu_timeout = limit
         split = dimse.split_commands()
@@ -752,11 +757,6 @@ class DULServiceProvider(stock.DULServiceProvider):
             LOGGER.debug("The PDU could not be sent: %s", error)
             self.event_queue.put("Evt17")
         evt.trigger(self._assoc, evt.EVT_PDU_SENT, {"pdu": pdu})
-
-
-def _least(one: float | None, other: float | None) -> float | None:
-    """Return the shorter of two timeouts, of which None is the longest."""
-    return min(one, other) if one and other else one or other
 
 
 def _readable(connection: engine.Connection) -> bool:

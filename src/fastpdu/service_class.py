@@ -84,7 +84,7 @@ def _store_context(
     """Return the context of a C-STORE request, None if pynetdicom's own code has to serve it."""
     if (
         assoc._sent_release
-        or not _is_request(request)
+        or not is_store_request(request)
         or _config.UNRESTRICTED_STORAGE_SERVICE
         or _STORAGE.SCP is not _STOCK_SCP
     ):
@@ -166,7 +166,7 @@ def operate(assoc: Association, scp: Callable[..., None], *args: Any) -> None:
         assoc.abort()
 
 
-def _is_request(request: Any) -> bool:
+def is_store_request(request: Any) -> bool:
     """`C_STORE.is_valid_request`, without the properties."""
     return (
         request._message_id is not None
