@@ -221,10 +221,21 @@ class CommandError(ValueError):
     """The command set is not in the canonical form that the codec understands."""
 
 
-# Threads of this process that are in `receive`, and in `send_file`; changed with the GIL in hand. Where there are
-# several, there is work enough to be done while one waits, and each return to the GIL costs more than it gives.
+# Threads of this process that are in `receive`, and in `send_file`, lingering included; changed with the GIL in hand.
+# Where there are several, there is mostly something to do while one waits, and each return to the GIL costs more than
+# it gives.
 cdef int receiving = 0
 cdef int sending = 0
+
+
+def _forget_threads():
+    """After a fork: the threads that were counted are not in this process."""
+    global receiving, sending
+    receiving = sending = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 cdef struct Chunk:
@@ -1598,18 +1609,23 @@ cdef class Connection:
         # Whole fragments, so that the data set is framed as if it were in one piece
         cdef size_t whole = fragment * ((self.read_chunk + fragment - 1) // fragment)
         cdef Chunk chunk
-        cdef int code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
+        cdef int code
+        chunk.at = NULL
+        if length > 0:
+            # Before anything leaves
+            chunk = take_chunk(whole + self.packed if whole + self.packed < length else <size_t>length)
+            if chunk.at == NULL:
+                return R_NOMEM
+        code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
         if code == R_OK and length >= self.early and not self.packed and not self.cork and sending == 1:
             # The receiver can deal with the command set while the file is read
             code = self._flush(patience)
         if code == R_OK and length > 0:
-            chunk = take_chunk(whole + self.packed if whole + self.packed < length else <size_t>length)
-            if chunk.at == NULL:
-                self._clear_vectors()
-                return R_NOMEM
             code = self._send_chunks(context, chunk.at, whole, fd, offset, length, fragment, patience)
-            give_chunk(chunk)
-        return code if code != R_OK or length > 0 else self._flush_rest(patience)
+        elif code == R_OK:
+            code = self._flush_rest(patience)
+        give_chunk(chunk)
+        return code
 
     cdef int _send_chunks(
         self, int context, unsigned char *chunk, size_t whole, int fd, int64_t offset, uint64_t length,
@@ -1681,7 +1697,7 @@ cdef class Connection:
         return 0
 
     cdef int _begin_send(self, bint message) except -1:
-        """Have the connection for a send. `_finish_send` or the caller gives back the lock; the caller calls `_leave`."""
+        """Have the connection for a send. `_finish_send` or the caller gives the lock back; the caller, `_leave`."""
         self._lock_sends()
         try:
             self._prepare_send(message)
@@ -1749,7 +1765,8 @@ cdef class Connection:
         yields : float, optional
             For who has nothing urgent to do next: release the GIL even for a small message, so that the thread that it
             wakes in this process, if there is one, can go on, and if there is nothing to `linger` for, wait so many
-            seconds in the same way. That is not waiting for the peer: `yielded_ns` counts it.
+            seconds in the same way. That is not waiting for the peer: `yielded_ns` counts it. Ignored while other
+            threads of the process are in `receive`.
 
         Returns
         -------
@@ -1771,6 +1788,7 @@ cdef class Connection:
         cdef Outgoing body = Outgoing(data)
         cdef int64_t patience = patience_of(timeout)
         cdef int64_t wait = patience_of(linger)
+        cdef int64_t yielding = 0 if yields is None else patience_of(yields)
         cdef bint awaited = wait != 0
         cdef bint at_once = yields is None
         cdef uint32_t fragment
@@ -1778,12 +1796,11 @@ cdef class Connection:
         cdef int code = R_OK
         cdef uint64_t pdus
         cdef bint locked = True
-        if not at_once and not awaited:
-            wait = patience_of(yields)
-        if receiving > 0 and not at_once:
-            # Others have something to do with the GIL
+        if receiving > 0:
+            # Others want the GIL as it is
             at_once = True
-            wait = wait if awaited else 0
+        elif not awaited:
+            wait = yielding
         self._check_send(context_id, head, max_pdu)
         fragment = self._fragment(max_pdu)
         context = context_id

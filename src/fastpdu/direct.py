@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("pynetdicom.dul")
 
 # Seconds for which the idle reader stays away after somebody else has asked or read: that one will be back soon.
-# Twice as long each time that it comes back in vain, up to the longest: among many threads each look costs something.
+# As many times that as associations of the process wait for answers, up to the longest: answers take longer then, and
+# each look is another turn in the queue for the GIL.
 LEASE = 0.02
 LONGEST_LEASE = 0.5
 # Seconds for which an acceptor leaves the GIL to others after a response, unless the next request comes before
@@ -34,6 +35,10 @@ YIELD = 0.001
 LAST_WORDS = 1.0
 # Messages that may wait for somebody who does not take them, before the socket is left alone
 BACKLOG = 8
+
+
+# Those of this process whose request has left, and whose answer is due
+_asking: set[DirectMode] = set()
 
 
 class DirectMode:
@@ -100,7 +105,7 @@ class DirectMode:
         timeout = dul.send_timeout
         sent = connection.bytes_sent
         if message.is_awaited:
-            self._lease_until = time.monotonic() + self._lease
+            self._begin_lease()
         try:
             if message.file is None:
                 connection.send(
@@ -109,7 +114,7 @@ class DirectMode:
                     message.data,
                     max_pdu=max_pdu,
                     timeout=timeout,
-                    linger=self._lease if message.is_awaited else 0,
+                    linger=self._linger() if message.is_awaited else 0,
                     yields=self._yields() if message.is_last else None,
                 )
             elif not self._send_file(connection, context_id, message, max_pdu, timeout):
@@ -128,7 +133,21 @@ class DirectMode:
             if connection.bytes_sent == sent and message.file is not None and not connection.closed:
                 raise
             self._sending_failed(connection, error)
+        finally:
+            if message.is_awaited:
+                _asking.discard(self)
         return True
+
+    def _begin_lease(self) -> None:
+        """Somebody is about to ask for something: that one will read the answer."""
+        _asking.add(self)
+        self._lease = max(LEASE, min(LEASE * len(_asking), LONGEST_LEASE))
+        self._lease_until = time.monotonic() + self._lease
+
+    def _linger(self) -> float:
+        """Return for how long to wait for the answer without a return to Python."""
+        timeout = cast(Any, self._dul.assoc)._dimse_timeout
+        return self._lease if timeout is None else min(self._lease, max(timeout, 0))
 
     def _yields(self) -> float:
         """Return for how long to leave the GIL to others after a last response.
@@ -161,7 +180,7 @@ class DirectMode:
                 file.length,
                 max_pdu=max_pdu,
                 timeout=timeout,
-                linger=self._lease if message.is_awaited else 0,
+                linger=self._linger() if message.is_awaited else 0,
             )
             return True
         path, offset = cast("tuple[Any, int]", file)
@@ -307,7 +326,6 @@ class DirectMode:
         lease = self._lease_until and self._lease_until - time.monotonic()
         if self._wanted or lease > 0:
             # Somebody else reads now and then: come back when that one has not for a while
-            self._lease = min(2 * self._lease, LONGEST_LEASE)
             self._park(max(lease, LEASE))
         elif self.is_full():
             self._park_for_long(self.is_full)
@@ -318,7 +336,6 @@ class DirectMode:
             if reads == self._reads and self.token.locked():
                 self._park_for_long(self.token.locked)
         else:
-            self._lease = LEASE
             try:
                 if dul.is_direct and not has_work():
                     message = self._step(dul.idle_remaining())

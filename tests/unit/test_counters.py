@@ -175,6 +175,8 @@ def test_a_send_that_yields(one: Link, engine: Any) -> None:
 def test_no_such_time_to_yield(one: Link, yields: float) -> None:
     with pytest.raises(ValueError, match="timeout"):
         one.conn.send(1, ECHO, max_pdu=0, yields=yields)
+    with pytest.raises(ValueError, match="timeout"):
+        one.conn.send(1, ECHO, max_pdu=0, yields=yields, linger=0.01)
     assert one.conn.bytes_sent == 0
 
 

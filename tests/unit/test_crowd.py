@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -78,7 +82,8 @@ def test_nobody_yields_while_others_receive(compiled: Impl) -> None:
     """The GIL is wanted as it is."""
     with link(compiled) as one, link(compiled) as other:
         beside = Background(other.conn.receive, PATIENCE)
-        pause()
+        # (its first look at the socket)
+        eventually(lambda: other.conn.receive_calls > 0)
         one.conn.send(1, ECHO, max_pdu=0, yields=30)
         assert one.conn.yielded_ns == 0
         other.feed(b"".join(message(1, ECHO, None)))
@@ -92,6 +97,9 @@ def test_no_early_command_while_others_send(file: Path) -> None:
     compiled = Impl("compiled", "fd")
     expected = b"".join(frame(1, STORE, noise(HUGE)[:LARGE], 0, compiled.module.UNLIMITED_FRAGMENT))
     with link(compiled) as one, link(compiled) as other, file.open("rb") as source:
+        one.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * LARGE)
+        if one.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 4 * LARGE:
+            pytest.skip("the buffers of a socket are too small here")
 
         def calls() -> int:
             before = one.conn.send_calls
@@ -100,16 +108,72 @@ def test_no_early_command_while_others_send(file: Path) -> None:
             assert reading.result() == expected
             return int(one.conn.send_calls - before)
 
-        alone = calls()
+        assert calls() == 2
         beside = Background(other.conn.send_file, 1, STORE, source.fileno(), 0, HUGE, max_pdu=0)
         blocked(other.conn)
-        # (a socket pair takes what it has room for: there may be more calls than that)
-        assert calls() < alone
-        reading = Background(other.raw.recv, 1)
-        reading.result()
+        assert calls() == 1
         other.conn.cancel()
         with pytest.raises(compiled.module.Cancelled):
             beside.result()
+
+
+FORK = """
+import os, socket, sys, threading
+from fastpdu import _fastpdu
+
+echo = bytes.fromhex(sys.argv[1])
+near, far = socket.socketpair()
+other = _fastpdu.FdConnection(near)
+threading.Thread(target=other.receive, daemon=True).start()
+while not other.receive_calls:
+    pass
+child = os.fork()
+if child == 0:
+    near, far = socket.socketpair()
+    one = _fastpdu.FdConnection(near)
+    one.send(1, echo, max_pdu=0, yields=0.01)
+    os._exit(0 if one.yielded_ns else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_the_threads_of_another_process_do_not_count() -> None:
+    """A child has none of the threads that were receiving when it was made."""
+    assert Impl("compiled", "fd").module
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, ECHO.hex()], timeout=60, check=False
+    )
+    assert done.returncode == 0
+
+
+NO_MEMORY = """
+import resource, socket, sys, tempfile
+from pathlib import Path
+from fastpdu import _fastpdu
+
+store = bytes.fromhex(sys.argv[1])
+near, far = socket.socketpair()
+one = _fastpdu.FdConnection(near)
+with tempfile.TemporaryFile() as file:
+    file.truncate(8_000_000)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 60_000, most))
+    try:
+        one.send_file(1, store, file.fileno(), 0, 8_000_000, max_pdu=1_048_582, timeout=1)
+    except MemoryError:
+        sys.exit(3 if one.bytes_sent else 0)
+sys.exit(4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS")
+def test_without_memory_nothing_leaves() -> None:
+    """Half a message would make nonsense of the next one."""
+    assert Impl("compiled", "fd").module
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY, STORE.hex()], timeout=60, check=False)
+    assert done.returncode == 0
 
 
 def test_who_lingers_lets_others_send(impl: Impl, one: Link) -> None:
@@ -128,7 +192,7 @@ def test_who_lingers_lets_others_send(impl: Impl, one: Link) -> None:
 
 
 def test_a_close_ends_lingering(one: Link) -> None:
-    lingering = Background(one.conn.send, 1, ECHO, max_pdu=0, linger=PATIENCE)
+    lingering = Background(one.conn.send, 1, ECHO, max_pdu=0, linger=None)
     echo = b"".join(message(1, ECHO, None))
     read_exactly(one.raw, len(echo))
     pause()

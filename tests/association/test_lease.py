@@ -1,0 +1,82 @@
+"""For how long the idle reader stays away while somebody asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from helpers import data, kit
+from pynetdicom import evt
+
+from fastpdu import direct
+
+pytestmark = pytest.mark.skipif("fast" not in kit.KINDS, reason="of the fast transport only")
+
+
+@pytest.fixture
+def assoc() -> Any:
+    """A requestor, to whose C-ECHO requests somebody answers."""
+    with kit.world_of("fast", "fast") as world:
+        server = world.serve([(data.VERIFICATION, data.IMPLICIT)])
+        yield world.connect(server.address, [(data.VERIFICATION, data.IMPLICIT)])
+
+
+def leases(
+    assoc: Any, monkeypatch: pytest.MonkeyPatch, count: int = 3
+) -> list[tuple[float, float]]:
+    """Send some requests: the lease while each lasted, and for how long it lingered at most."""
+    seen: list[tuple[float, float]] = []
+    linger = direct.DirectMode._linger
+
+    def look(mode: direct.DirectMode) -> float:
+        seen.append((mode._lease, linger(mode)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(direct.DirectMode, "_linger", look)
+    for _ in range(count):
+        assert assoc.send_c_echo().Status == 0x0000
+    return seen
+
+
+def test_alone(assoc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the traffic lasts: an abort is to be noticed soon after it."""
+    monkeypatch.setattr(direct, "_asking", set())
+    assert leases(assoc, monkeypatch, 20) == [(direct.LEASE, direct.LEASE)] * 20
+    assert direct._asking == set()
+
+
+@pytest.mark.parametrize(
+    ("others", "lease"),
+    [(4, 5 * direct.LEASE), (63, direct.LONGEST_LEASE), (1000, direct.LONGEST_LEASE)],
+)
+def test_among_others(
+    assoc: Any, monkeypatch: pytest.MonkeyPatch, others: int, lease: float
+) -> None:
+    """The more wait for answers, the longer each takes."""
+    monkeypatch.setattr(direct, "_asking", set(range(others)))
+    assert leases(assoc, monkeypatch) == [(pytest.approx(lease), pytest.approx(lease))] * 3
+    assert len(direct._asking) == others
+
+
+def test_no_longer_than_the_answer_may_take(assoc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The DIMSE timeout comes after it."""
+    monkeypatch.setattr(direct, "_asking", set(range(63)))
+    assoc.dimse_timeout = 0.15
+    assert leases(assoc, monkeypatch) == [(direct.LONGEST_LEASE, 0.15)] * 3
+
+
+def test_an_abort_after_much_traffic() -> None:
+    """The idle reader comes back, and sees it."""
+    acceptors: list[Any] = []
+
+    def echo(event: evt.Event) -> int:
+        acceptors.append(event.assoc)
+        return 0x0000
+
+    with kit.world_of("fast", "fast") as world:
+        server = world.serve([(data.VERIFICATION, data.IMPLICIT)], [(evt.EVT_C_ECHO, echo)])
+        assoc = world.connect(server.address, [(data.VERIFICATION, data.IMPLICIT)])
+        for _ in range(200):
+            assert assoc.send_c_echo().Status == 0x0000
+        acceptors[0].abort()
+        kit.until(lambda: assoc.is_aborted, what="the abort")
