@@ -119,6 +119,9 @@ cdef enum:
     SINK = 256 * 1024  # bytes gathered before a write to the sink
     C_MAX_SINK_HEAD = 64 * 1024
     READ_CHUNK = 512 * 1024  # bytes of a file in flight between pread and sendmsg (docs/measurements.md)
+    TURNS = 4  # large messages that leave the process at once, if their answers come soon
+    HOLD = 12  # times as long as a message took to leave, it keeps its turn and waits for the answer
+    C_TURN_US = 100000  # microseconds after which a message leaves out of turn
     SPARES = 4  # buffers for reading files that the process keeps
     EARLY = 64 * 1024  # bytes of a data set in a file from which on the command set leaves before the file is read
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
@@ -228,10 +231,39 @@ cdef int receiving = 0
 cdef int sending = 0
 
 
+# Where more than TURNS threads send large messages at once, they take turns, and each keeps its turn until the answer
+# comes, for a while: what is in the sockets of many connections falls out of the caches before it is received.
+cdef PyThread_type_lock turns[TURNS]
+
+
+cdef int _make_turns() except -1:
+    cdef int i
+    for i in range(TURNS):
+        turns[i] = PyThread_allocate_lock()
+        if turns[i] == NULL:
+            raise MemoryError
+    return 0
+
+
+_make_turns()
+
+
+cdef int take_turn(int first) noexcept nogil:
+    """Wait for a turn, but not for ever: which one, or -1."""
+    cdef int i
+    for i in range(TURNS):
+        if PyThread_acquire_lock_timed(turns[(first + i) % TURNS], 0, 0) == PY_LOCK_ACQUIRED:
+            return (first + i) % TURNS
+    if PyThread_acquire_lock_timed(turns[first % TURNS], C_TURN_US, 0) == PY_LOCK_ACQUIRED:
+        return first % TURNS
+    return -1
+
+
 def _forget_threads():
-    """After a fork: the threads that were counted are not in this process."""
+    """After a fork: the threads that were counted, and had turns, are not in this process."""
     global receiving, sending
     receiving = sending = 0
+    _make_turns()
 
 
 if hasattr(os, "register_at_fork"):
@@ -476,6 +508,8 @@ cdef class Connection:
     cdef unsigned char out_heads[HEAD * IOVS]
     cdef size_t read_chunk
     cdef uint64_t early
+    cdef int turn  # that it has, or -1
+    cdef int64_t turn_began  # monotonic ns
     cdef uint64_t out_sent  # bytes of the message that the kernel has taken
     cdef uint32_t packed  # bytes of the data set beside the command set, in its last PDU
     cdef bint pack_due  # they are still to be framed
@@ -500,6 +534,7 @@ cdef class Connection:
             raise MemoryError
         self.read_chunk = READ_CHUNK
         self.early = EARLY
+        self.turn = -1
 
     def __init__(self, sock):
         if type(self) is Connection:
@@ -1462,6 +1497,7 @@ cdef class Connection:
             if r >= 0:
                 continue
             if r == -EAGAIN:
+                self._leave_turn()
                 self._uncork()
                 code = self._wait_writable(patience)
                 if code == R_READY:
@@ -1476,6 +1512,19 @@ cdef class Connection:
             return code
         self._clear_vectors()
         return R_OK
+
+    cdef void _leave_turn(self) noexcept nogil:
+        if self.turn >= 0:
+            PyThread_release_lock(turns[self.turn])
+            self.turn = -1
+
+    cdef void _linger_in_turn(self, int turn, int64_t began, int64_t timeout) noexcept nogil:
+        """Linger for an answer, and keep the turn until then, but not for long: the peer may have a lot to do."""
+        cdef int64_t hold = HOLD * (fp_now() - began)
+        if turn >= 0:
+            self._linger(hold if timeout < 0 or hold < timeout else timeout, True)
+            PyThread_release_lock(turns[turn])
+        self._linger(timeout, True)
 
     cdef int _flush_part(self, int64_t patience) noexcept nogil:
         """`_flush`, and more of the same message follows."""
@@ -1604,7 +1653,7 @@ cdef class Connection:
 
     cdef int _send_from_file(
         self, int context, Outgoing command, int fd, int64_t offset, uint64_t length, uint32_t fragment,
-        int64_t patience,
+        int64_t patience, bint in_turn,
     ) noexcept nogil:
         # Whole fragments, so that the data set is framed as if it were in one piece
         cdef size_t whole = fragment * ((self.read_chunk + fragment - 1) // fragment)
@@ -1621,7 +1670,7 @@ cdef class Connection:
             # The receiver can deal with the command set while the file is read
             code = self._flush(patience)
         if code == R_OK and length > 0:
-            code = self._send_chunks(context, chunk.at, whole, fd, offset, length, fragment, patience)
+            code = self._send_chunks(context, chunk.at, whole, fd, offset, length, fragment, patience, in_turn)
         elif code == R_OK:
             code = self._flush_rest(patience)
         give_chunk(chunk)
@@ -1629,9 +1678,12 @@ cdef class Connection:
 
     cdef int _send_chunks(
         self, int context, unsigned char *chunk, size_t whole, int fd, int64_t offset, uint64_t length,
-        uint32_t fragment, int64_t patience,
+        uint32_t fragment, int64_t patience, bint in_turn,
     ) noexcept nogil:
-        """Send a range of a file through a buffer of `whole` bytes and what is packed beside the command set."""
+        """Send a range of a file through a buffer of `whole` bytes and what is packed beside the command set.
+
+        `in_turn`: whether the end of it has to wait for its turn. (A file of many chunks would keep others waiting.)
+        """
         cdef size_t size = whole + self.packed
         cdef size_t got
         cdef int64_t r
@@ -1651,6 +1703,9 @@ cdef class Connection:
                 got += <size_t>r
                 offset += r
             length -= size
+            if length == 0 and in_turn:
+                self.turn = take_turn(self.fd)
+                self.turn_began = fp_now()
             view.buf = chunk
             view.len = <Py_ssize_t>size
             code = self._frame(context, 0, &view, size, length == 0, fragment, patience)
@@ -1868,6 +1923,9 @@ cdef class Connection:
             As for `send`.
         """
         global sending
+        cdef bint in_turn
+        cdef int turn
+        cdef int64_t began
         cdef Outgoing head = Outgoing(command)
         cdef int64_t patience = patience_of(timeout)
         cdef int64_t wait = patience_of(linger)
@@ -1886,16 +1944,26 @@ cdef class Connection:
         size = length
         self._begin_send(True)
         sending += 1
+        in_turn = sending > TURNS and wait != 0 and size >= self.early
         try:
             pdus = self.pdus_sent
             self._pack(head.total, size, fragment)
             self._make_cancellable()
             with nogil:
-                code = self._send_from_file(context, head, fd, begin, size, fragment, patience)
-                if code == R_OK:
+                code = self._send_from_file(context, head, fd, begin, size, fragment, patience, in_turn)
+                if code != R_OK:
+                    self._leave_turn()
+                else:
+                    # Others may send as soon as this one has finished
+                    turn = self.turn
+                    self.turn = -1
+                    began = self.turn_began
                     pdus = self._finish_send(pdus)
                     locked = False
-                    self._linger(wait, True)
+                    if in_turn:
+                        self._linger_in_turn(turn, began, wait)
+                    else:
+                        self._linger(wait, True)
             if code != R_OK:
                 self._send_failed(code, head.total, size, fragment)
         finally:

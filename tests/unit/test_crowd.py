@@ -215,8 +215,34 @@ def test_a_sender_that_waits_for_another_is_told_of_the_close(impl: Impl, file: 
             second.result()
 
 
+def test_nobody_keeps_others_waiting_for_an_answer(impl: Impl, file: Path) -> None:
+    """No answer comes before all messages have left."""
+    expected = len(b"".join(frame(1, STORE, bytes(LARGE), 16382, 0)))
+    echo = b"".join(message(1, ECHO, None))
+    with ExitStack() as stack:
+        links = [stack.enter_context(link(impl, tcp=True)) for _ in range(12)]
+        source = stack.enter_context(file.open("rb"))
+        sending = [
+            Background(
+                one.conn.send_file,
+                *(1, STORE, source.fileno(), 0, LARGE),
+                max_pdu=16382,
+                linger=10 * PATIENCE,
+            )
+            for one in links
+        ]
+        for one in links:
+            read_exactly(one.raw, expected)
+        for one in links:
+            one.feed(echo)
+        for one, background in zip(links, sending, strict=True):
+            background.result()
+            assert one.conn.receive(PATIENCE).command == ECHO
+
+
+@pytest.mark.parametrize("answered", [False, True])
 @pytest.mark.parametrize("impl", IMPLS, ids=str)
-def test_each_file_arrives_as_it_is(impl: Impl, tmp_path: Path) -> None:
+def test_each_file_arrives_as_it_is(impl: Impl, tmp_path: Path, answered: bool) -> None:
     """However many connections read files at once, with buffers that go from one to the other."""
     count, each = 12, 6
     contents = [noise(700_000 + 10_000 * number, number + 1) for number in range(count)]
@@ -229,13 +255,20 @@ def test_each_file_arrives_as_it_is(impl: Impl, tmp_path: Path) -> None:
             with path.open("rb") as source:
                 for _ in range(each):
                     pairs[number][0].send_file(
-                        1, STORE, source.fileno(), 0, len(contents[number]), max_pdu=16382
+                        *(1, STORE, source.fileno(), 0, len(contents[number])),
+                        max_pdu=16382,
+                        linger=PATIENCE if answered else 0,
                     )
+                    if answered:
+                        assert pairs[number][0].receive(PATIENCE).command == ECHO
 
         def receive(number: int) -> int:
-            return sum(
-                pairs[number][1].receive(PATIENCE).data == contents[number] for _ in range(each)
-            )
+            good = 0
+            for _ in range(each):
+                good += pairs[number][1].receive(PATIENCE).data == contents[number]
+                if answered:
+                    pairs[number][1].send(1, ECHO, max_pdu=16382)
+            return good
 
         receiving = [Background(receive, number) for number in range(count)]
         sending = [Background(send, number) for number in range(count)]
