@@ -121,6 +121,7 @@ cdef enum:
     READ_CHUNK = 512 * 1024  # bytes of a file in flight between pread and sendmsg (docs/measurements.md)
     TURNS = 4  # large messages that leave the process at once, if their answers come soon
     HOLD = 12  # times as long as a message took to leave, it keeps its turn and waits for the answer
+    MAX_HOLD = 20000000  # ns of that at most
     C_TURN_US = 100000  # microseconds after which a message leaves out of turn
     SPARES = 4  # buffers for reading files that the process keeps
     EARLY = 64 * 1024  # bytes of a data set in a file from which on the command set leaves before the file is read
@@ -234,28 +235,43 @@ cdef int sending = 0
 # Where more than TURNS threads send large messages at once, they take turns, and each keeps its turn until the answer
 # comes, for a while: what is in the sockets of many connections falls out of the caches before it is received.
 cdef PyThread_type_lock turns[TURNS]
+# For whose turn the next one looks first, so that those who wait do not all wait for the same
+cdef unsigned int next_turn = 0
 
 
 cdef int _make_turns() except -1:
+    cdef PyThread_type_lock lock
     cdef int i
     for i in range(TURNS):
-        turns[i] = PyThread_allocate_lock()
-        if turns[i] == NULL:
+        lock = PyThread_allocate_lock()
+        if lock == NULL:
             raise MemoryError
+        turns[i] = lock
     return 0
 
 
 _make_turns()
 
 
-cdef int take_turn(int first) noexcept nogil:
+def free_turns():
+    """Return how many turns nobody has: for tests."""
+    cdef int count = 0
+    cdef int i
+    for i in range(TURNS):
+        if PyThread_acquire_lock_timed(turns[i], 0, 0) == PY_LOCK_ACQUIRED:
+            PyThread_release_lock(turns[i])
+            count += 1
+    return count
+
+
+cdef int take_turn(unsigned int first) noexcept nogil:
     """Wait for a turn, but not for ever: which one, or -1."""
     cdef int i
     for i in range(TURNS):
         if PyThread_acquire_lock_timed(turns[(first + i) % TURNS], 0, 0) == PY_LOCK_ACQUIRED:
-            return (first + i) % TURNS
+            return <int>((first + i) % TURNS)
     if PyThread_acquire_lock_timed(turns[first % TURNS], C_TURN_US, 0) == PY_LOCK_ACQUIRED:
-        return first % TURNS
+        return <int>(first % TURNS)
     return -1
 
 
@@ -715,15 +731,22 @@ cdef class Connection:
             return R_WAKE
         return R_READY if ready else R_TIMEOUT
 
-    cdef void _linger(self, int64_t timeout, bint awaited) noexcept nogil:
-        """Wait until there is something to read; a wake-up ends it, and is left for who waits."""
+    cdef int _linger(self, int64_t timeout, bint awaited) noexcept nogil:
+        """Wait until there is something to read; a wake-up ends it, and is left for who waits.
+
+        R_TIMEOUT: nothing has ended it.
+        """
         cdef int64_t began
-        if timeout == 0 or self.closing or self.ahead_end > self.ahead_at or self._pending():
-            return
+        cdef int code
+        if timeout == 0:
+            return R_TIMEOUT
+        if self.closing or self.ahead_end > self.ahead_at or self._pending():
+            return R_READY
         began = fp_now()
-        self._wait_readable(timeout, awaited)
+        code = self._wait_readable(timeout, awaited)
         if not awaited:
             self.yielded_ns += <uint64_t>(fp_now() - began)
+        return code
 
     cdef int _wait_writable(self, int64_t timeout) noexcept nogil:
         cdef int64_t began = fp_now()
@@ -1505,6 +1528,7 @@ cdef class Connection:
             else:
                 code = self._failed(r)
             if code == R_SIGNAL:
+                self._leave_turn()
                 code = self._run_signal_handlers()
                 if code == R_OK:
                     continue
@@ -1520,11 +1544,17 @@ cdef class Connection:
 
     cdef void _linger_in_turn(self, int turn, int64_t began, int64_t timeout) noexcept nogil:
         """Linger for an answer, and keep the turn until then, but not for long: the peer may have a lot to do."""
-        cdef int64_t hold = HOLD * (fp_now() - began)
+        cdef int64_t now = fp_now()
+        cdef int64_t hold = HOLD * (now - began)
+        cdef int64_t until = -1 if timeout < 0 else now + timeout
+        cdef int code = R_TIMEOUT
         if turn >= 0:
-            self._linger(hold if timeout < 0 or hold < timeout else timeout, True)
+            if hold > MAX_HOLD:
+                hold = MAX_HOLD
+            code = self._linger(hold if timeout < 0 or hold < timeout else timeout, True)
             PyThread_release_lock(turns[turn])
-        self._linger(timeout, True)
+        if code == R_TIMEOUT:
+            self._linger(left(until), True)
 
     cdef int _flush_part(self, int64_t patience) noexcept nogil:
         """`_flush`, and more of the same message follows."""
@@ -1704,8 +1734,11 @@ cdef class Connection:
                 offset += r
             length -= size
             if length == 0 and in_turn:
-                self.turn = take_turn(self.fd)
+                self.turn = take_turn(next_turn)
                 self.turn_began = fp_now()
+                if self.cancelled or self.closing:
+                    self._clear_vectors()
+                    return R_CANCELLED
             view.buf = chunk
             view.len = <Py_ssize_t>size
             code = self._frame(context, 0, &view, size, length == 0, fragment, patience)
@@ -1922,7 +1955,7 @@ cdef class Connection:
         ValueError, TimeoutError, PeerClosed, OSError, Cancelled
             As for `send`.
         """
-        global sending
+        global sending, next_turn
         cdef bint in_turn
         cdef int turn
         cdef int64_t began
@@ -1944,7 +1977,8 @@ cdef class Connection:
         size = length
         self._begin_send(True)
         sending += 1
-        in_turn = sending > TURNS and wait != 0 and size >= self.early
+        next_turn += 1
+        in_turn = sending > TURNS and wait != 0 and size >= self.early and not self.cork
         try:
             pdus = self.pdus_sent
             self._pack(head.total, size, fragment)

@@ -37,8 +37,11 @@ LAST_WORDS = 1.0
 BACKLOG = 8
 
 
-# Those of this process whose request has left, and whose answer is due
+# Those of this process that send a request, or linger for the answer
 _asking: set[DirectMode] = set()
+if hasattr(os, "register_at_fork"):
+    # (those threads are not in the child)
+    os.register_at_fork(after_in_child=lambda: _asking.clear())
 
 
 class DirectMode:
@@ -104,9 +107,9 @@ class DirectMode:
         max_pdu = dul.peer_maximum
         timeout = dul.send_timeout
         sent = connection.bytes_sent
-        if message.is_awaited:
-            self._begin_lease()
         try:
+            if message.is_awaited:
+                self._begin_lease()
             if message.file is None:
                 connection.send(
                     context_id,

@@ -331,7 +331,7 @@ class DULServiceProvider(stock.DULServiceProvider):
         dimse = assoc.dimse
         limit = self._options.pdu_timeout
         if limit is None:
-            limit = assoc._network_timeout
+            limit = assoc._network_timeout or None
             # (only then: as acceptor we wait for what the peer wants, however long)
             due = assoc._dimse_timeout if awaited else None
             if due and (not limit or due < limit):

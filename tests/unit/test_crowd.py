@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ from engine_kit import (
 LARGE = 100_000
 #: More than the buffers of a socket pair take.
 HUGE = 20_000_000
+
+
+def all_turns_are_free(impl: Impl) -> None:
+    if impl.backend == "compiled":
+        assert impl.module.free_turns() == 4
 
 
 def pause(seconds: float = 0.03) -> None:
@@ -238,6 +243,60 @@ def test_nobody_keeps_others_waiting_for_an_answer(impl: Impl, file: Path) -> No
         for one, background in zip(links, sending, strict=True):
             background.result()
             assert one.conn.receive(PATIENCE).command == ECHO
+    all_turns_are_free(impl)
+
+
+@pytest.mark.parametrize("end", ["cancel", "close", "hang up"])
+def test_a_turn_ends_with_the_send(impl: Impl, file: Path, end: str) -> None:
+    """Whatever comes of it."""
+    with ExitStack() as stack:
+        links = [stack.enter_context(link(impl, tcp=True)) for _ in range(12)]
+        source = stack.enter_context(file.open("rb"))
+        sending = [
+            Background(
+                one.conn.send_file,
+                *(1, STORE, source.fileno(), 0, HUGE if number % 2 else LARGE),
+                max_pdu=16382,
+                linger=10 * PATIENCE,
+            )
+            for number, one in enumerate(links)
+        ]
+        for number, one in enumerate(links):
+            if number % 2:
+                blocked(one.conn)
+        for number, one in enumerate(links):
+            if end == "hang up":
+                one.raw.close()
+            elif end == "close" or not number % 2:
+                one.conn.close()
+            else:
+                one.conn.cancel()
+        for background in sending:
+            with suppress(impl.module.Cancelled, OSError):
+                background.result()
+    all_turns_are_free(impl)
+
+
+def test_a_message_lingers_no_longer_in_its_turn(impl: Impl, file: Path) -> None:
+    """None comes back before its answer or the end of the time."""
+    with ExitStack() as stack:
+        links = [stack.enter_context(link(impl, tcp=True)) for _ in range(8)]
+        source = stack.enter_context(file.open("rb"))
+        sending = [
+            Background(
+                one.conn.send_file,
+                *(1, STORE, source.fileno(), 0, LARGE),
+                max_pdu=16382,
+                linger=0.05,
+            )
+            for one in links
+        ]
+        for background in sending:
+            background.result()
+        for one in links:
+            if impl.backend == "compiled":
+                assert one.conn.peer_wait_ns >= 45_000_000
+    all_turns_are_free(impl)
 
 
 @pytest.mark.parametrize("answered", [False, True])
