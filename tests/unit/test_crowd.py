@@ -174,6 +174,9 @@ sys.exit(4)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and RLIMIT_AS")
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer ends a process without memory"
+)
 def test_without_memory_nothing_leaves() -> None:
     """Half a message would make nonsense of the next one."""
     assert Impl("compiled", "fd").module
