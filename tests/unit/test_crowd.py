@@ -306,7 +306,7 @@ def test_a_message_lingers_no_longer_in_its_turn(impl: Impl, file: Path) -> None
 @pytest.mark.parametrize("impl", IMPLS, ids=str)
 def test_each_file_arrives_as_it_is(impl: Impl, tmp_path: Path, answered: bool) -> None:
     """However many connections read files at once, with buffers that go from one to the other."""
-    count, each = 12, 6
+    count, each = 8, 4
     contents = [noise(700_000 + 10_000 * number, number + 1) for number in range(count)]
     with ExitStack() as stack:
         pairs = [stack.enter_context(pair(impl, impl)) for _ in range(count)]
