@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -223,22 +224,29 @@ def test_a_sender_that_waits_for_another_is_told_of_the_close(impl: Impl, file: 
             second.result()
 
 
+def send_at_once(
+    stack: ExitStack, impl: Impl, file: Path, sizes: Sequence[int], linger: float
+) -> tuple[list[Link], list[Background]]:
+    """Send the beginning of a file over a connection of its own for each of `sizes`, all at once."""
+    links = [stack.enter_context(link(impl, tcp=True)) for _ in sizes]
+    source = stack.enter_context(file.open("rb"))
+    return links, [
+        Background(
+            one.conn.send_file,
+            *(1, STORE, source.fileno(), 0, size),
+            max_pdu=16382,
+            linger=linger,
+        )
+        for one, size in zip(links, sizes, strict=True)
+    ]
+
+
 def test_nobody_keeps_others_waiting_for_an_answer(impl: Impl, file: Path) -> None:
     """No answer comes before all messages have left."""
     expected = len(b"".join(frame(1, STORE, bytes(LARGE), 16382, 0)))
     echo = b"".join(message(1, ECHO, None))
     with ExitStack() as stack:
-        links = [stack.enter_context(link(impl, tcp=True)) for _ in range(12)]
-        source = stack.enter_context(file.open("rb"))
-        sending = [
-            Background(
-                one.conn.send_file,
-                *(1, STORE, source.fileno(), 0, LARGE),
-                max_pdu=16382,
-                linger=10 * PATIENCE,
-            )
-            for one in links
-        ]
+        links, sending = send_at_once(stack, impl, file, [LARGE] * 12, 10 * PATIENCE)
         for one in links:
             read_exactly(one.raw, expected)
         for one in links:
@@ -253,17 +261,7 @@ def test_nobody_keeps_others_waiting_for_an_answer(impl: Impl, file: Path) -> No
 def test_a_turn_ends_with_the_send(impl: Impl, file: Path, end: str) -> None:
     """Whatever comes of it."""
     with ExitStack() as stack:
-        links = [stack.enter_context(link(impl, tcp=True)) for _ in range(12)]
-        source = stack.enter_context(file.open("rb"))
-        sending = [
-            Background(
-                one.conn.send_file,
-                *(1, STORE, source.fileno(), 0, HUGE if number % 2 else LARGE),
-                max_pdu=16382,
-                linger=10 * PATIENCE,
-            )
-            for number, one in enumerate(links)
-        ]
+        links, sending = send_at_once(stack, impl, file, [LARGE, HUGE] * 6, 10 * PATIENCE)
         for number, one in enumerate(links):
             if number % 2:
                 blocked(one.conn)
@@ -283,17 +281,7 @@ def test_a_turn_ends_with_the_send(impl: Impl, file: Path, end: str) -> None:
 def test_a_message_lingers_no_longer_in_its_turn(impl: Impl, file: Path) -> None:
     """None comes back before its answer or the end of the time."""
     with ExitStack() as stack:
-        links = [stack.enter_context(link(impl, tcp=True)) for _ in range(8)]
-        source = stack.enter_context(file.open("rb"))
-        sending = [
-            Background(
-                one.conn.send_file,
-                *(1, STORE, source.fileno(), 0, LARGE),
-                max_pdu=16382,
-                linger=0.05,
-            )
-            for one in links
-        ]
+        links, sending = send_at_once(stack, impl, file, [LARGE] * 8, 0.05)
         for background in sending:
             background.result()
         for one in links:
