@@ -439,8 +439,21 @@ class AssociationMixin(stock.Association):
         A file whose transfer syntax is that of the presentation context goes out as it is, without being decoded;
         a data set's pixel data goes out from where it is. Where anything has to be converted, pynetdicom does it.
         """
+        arguments = (msg_id, priority, originator_aet, originator_id)
         if isinstance(dataset, dsutils.StoredFile):
-            return dataset.send(self.send_c_store, msg_id, priority, originator_aet, originator_id)
+            return cast(Dataset, dataset.send(self._store, *arguments))
+        status = self._store(dataset, *arguments)
+        return dsutils.status_dataset(status) if type(status) is int else cast(Dataset, status)
+
+    def _store(
+        self,
+        dataset: str | Path | Dataset,
+        msg_id: int,
+        priority: int,
+        originator_aet: str | None,
+        originator_id: int | None,
+    ) -> int | Dataset:
+        """Send a C-STORE request; return the status of its response, the number alone if there is no more to it."""
         source: dsutils.StoreSource | None = None
         if self.is_established:
             source = dsutils.store_source(self, dataset, _config.STORE_SEND_CHUNKED_DATASET)
@@ -519,8 +532,8 @@ class AssociationMixin(stock.Association):
         make_request: Callable[[], Any],
         context_id: int,
         field: int,
-    ) -> Dataset:
-        """Send a request and return the status of its response.
+    ) -> int | Dataset:
+        """Send a request and return the status of its response, the number alone if there is no more to it.
 
         Parameters
         ----------
@@ -544,7 +557,7 @@ class AssociationMixin(stock.Association):
         finally:
             self._reactor_checkpoint.set()
         if type(answer) is int:
-            return dsutils.status_dataset(answer)
+            return answer
         if answer is None:
             self._handle_no_response()
             return Dataset()
@@ -571,7 +584,8 @@ class AssociationMixin(stock.Association):
         if context is None or self._accepted_cx.get(cast(int, context.context_id)) is not context:
             context = self._get_valid_context(Verification, "", "scu")
             self._context_cache[Verification, ""] = context
-        return self._exchange(encoded, request, cast(int, context.context_id), C_ECHO_RSP)
+        status = self._exchange(encoded, request, cast(int, context.context_id), C_ECHO_RSP)
+        return dsutils.status_dataset(status) if type(status) is int else cast(Dataset, status)
 
     # C-FIND, C-GET and C-MOVE -----------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ C_MOVE_RSP = 0x8021
 COMMAND_FIELD = 0x0100
 _VERIFICATION = "1.2.840.10008.1.1"
 COMMAND_DATA_SET_TYPE = 0x0800
+STATUS = 0x0900
 
 # Elements of group 0000 by keyword (PS3.7 E.1), the ones that primitives have as attributes
 _ELEMENTS = {
@@ -287,9 +288,9 @@ def encode_primitive(primitive: Any, context_id: int) -> Encoded:
     layout = layout_of(primitive)
     buffer = getattr(primitive, layout.data_keyword) if layout.data_keyword else None
     path = primitive._dataset_path
-    elements: dict[int, Any] = dict(zip(layout.elements, layout.values(primitive)))  # noqa: B905
-    elements[COMMAND_FIELD] = layout.field
-    elements[COMMAND_DATA_SET_TYPE] = DATA_SET_FOLLOWS if buffer or path else NO_DATA_SET
+    elements = command_elements(primitive, layout)
+    if buffer or path:
+        elements[COMMAND_DATA_SET_TYPE] = DATA_SET_FOLLOWS
     try:
         command = engine.encode_command(elements)
     except engine.CommandError:
@@ -305,6 +306,23 @@ def encode_primitive(primitive: Any, context_id: int) -> Encoded:
         field in _RESPONSE_FIELDS and primitive._status not in _PENDING_STATUSES
     )
     return encoded
+
+
+def command_elements(primitive: Any, layout: _Layout | None = None) -> dict[int, Any]:
+    """Return the elements of the command set of a message without a data set.
+
+    Parameters
+    ----------
+    primitive : pynetdicom.dimse_primitives.DIMSEPrimitive
+        The request or response that the message is.
+    layout : _Layout, optional
+        The layout of the message.
+    """
+    layout = layout or layout_of(primitive)
+    elements: dict[int, Any] = dict(zip(layout.elements, layout.values(primitive)))  # noqa: B905
+    elements[COMMAND_FIELD] = layout.field
+    elements[COMMAND_DATA_SET_TYPE] = NO_DATA_SET
+    return elements
 
 
 class BufferList(BytesIO):

@@ -130,12 +130,17 @@ class StoredFile(Dataset):
     error: Exception | None
 
     def __init__(self, path: str, error: Exception | None = None) -> None:
-        state = _blank_state({})
-        state.update(path=path, error=error)
-        vars(self).update(state)
+        # What else a data set has is seldom looked at: `__getattr__`
+        vars(self).update(path=path, error=error)
 
     def __bool__(self) -> bool:
         return True
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _BLANK and name not in vars(self):
+            vars(self).update(_blank_state({}))
+            return vars(self)[name]
+        return super().__getattr__(name)
 
     @property
     def SOPInstanceUID(self) -> Any:
@@ -151,15 +156,20 @@ class StoredFile(Dataset):
             raise AttributeError(f"{self.path}: {error}") from error
         return dataset.SOPInstanceUID
 
-    def send(self, send_c_store: Callable[..., Dataset], *args: Any, **kwargs: Any) -> Dataset:
+    def send(self, store: Callable[..., int | Dataset], *args: Any) -> PlainStatus | Dataset:
         """Send the file.
 
         Parameters
         ----------
-        send_c_store : callable
-            The association's method.
-        *args, **kwargs
+        store : callable
+            Sends it, and returns the response's status.
+        *args
             Its arguments after the path.
+
+        Returns
+        -------
+        PlainStatus or pydicom.dataset.Dataset
+            The status. pynetdicom looks at its *Status* only.
 
         Raises
         ------
@@ -169,9 +179,25 @@ class StoredFile(Dataset):
         try:
             if self.error is not None:
                 raise self.error
-            return send_c_store(self.path, *args, **kwargs)
+            status = store(self.path, *args)
         except Exception as error:
             raise RuntimeError(f"Unable to send {self.path}: {error}") from error
+        return PlainStatus(status) if type(status) is int else cast(Dataset, status)
+
+
+class PlainStatus:
+    """A status where only *Status* is looked at.
+
+    Attributes
+    ----------
+    Status : int
+        (0000,0900).
+    """
+
+    __slots__ = ("Status",)
+
+    def __init__(self, status: int) -> None:
+        self.Status = status
 
 
 def store_source(assoc: Association, dataset: Any, chunked: bool) -> StoreSource | None:

@@ -161,6 +161,10 @@ class DULServiceProvider(stock.DULServiceProvider):
         """Return True from `start` until the association is over, whether a thread runs or not."""
         return self._running
 
+    def peek_next_pdu(self) -> Any:
+        """Return the next primitive for ACSE and leave it there; see pynetdicom. Mostly there is none."""
+        return super().peek_next_pdu() if self.to_user_queue.queue else None
+
     def receive_pdu(self, wait: bool = False, timeout: float | None = None) -> Any:
         """Return the next primitive for the service user; see pynetdicom. Nobody waits for a dead provider."""
         self._primitive_waiters += 1

@@ -23,9 +23,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     uid_to_service_class,
 )
 
-from fastpdu import identifiers
+from fastpdu import engine, identifiers
 from fastpdu.dimse import send_encoded
-from fastpdu.dimse_messages import Encoded, encode_primitive
+from fastpdu.dimse_messages import STATUS, Encoded, command_elements, encode_primitive
 from fastpdu.dsutils import StoredFile
 from fastpdu.service_class import operate
 
@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("pynetdicom.association")
 
 _REQUESTS = (C_FIND, C_GET, C_MOVE)
+# The numbers of sub-operations in a response
+_NUMBERS = {
+    0x1020: "NumberOfRemainingSuboperations",
+    0x1021: "NumberOfCompletedSuboperations",
+    0x1022: "NumberOfFailedSuboperations",
+    0x1023: "NumberOfWarningSuboperations",
+}
 _SERVICES = (stock.QueryRetrieveServiceClass, UnifiedProcedureStepServiceClass)
 
 
@@ -49,6 +56,8 @@ class ServiceClassMixin(stock.ServiceClass):
     _matches: _Matches | None = None
     # Whether the files of a C-GET have to be decoded
     _removes_bulk_data = False
+    # Of a C-GET or C-MOVE: how its responses are sent, as soon as there are results
+    _responses: _Responses | None = None
     # What the handler has returned
     _results: Any = None
 
@@ -71,7 +80,22 @@ class ServiceClassMixin(stock.ServiceClass):
         results = cast("Iterator[Any]", super()._wrap_handler(handler))
         if self._matches is not None:
             return self._matches.send(results)
+        self._responses = _Responses(super().dimse, self.statuses)
         return self._with_files(results)
+
+    @property
+    def dimse(self) -> Any:
+        """The DIMSE service provider; see pynetdicom."""
+        return self._responses or super().dimse
+
+    def validate_status(self, status: Any, rsp: Any) -> Any:
+        """Validate a handler's status and set that of the response; see pynetdicom."""
+        responses = self._responses
+        if responses is None:
+            return super().validate_status(status, rsp)
+        if responses.is_ordinary(status):
+            return responses.pending(status, rsp)
+        return super().validate_status(status, responses.primitive(rsp))
 
     def close_handler(self) -> None:
         """End a generator handler whose results nobody wants any more, at once and not when it is collected."""
@@ -174,6 +198,85 @@ class _Matches:
             response.Identifier = BytesIO(data)
             dimse.send_msg(response, self._context_id)
         return True
+
+
+class _Pending:
+    """A response that pynetdicom fills in after each sub-operation: plain attributes, for properties that check."""
+
+    __slots__ = ("Identifier", "Status", *_NUMBERS.values())
+
+    def __init__(self) -> None:
+        self.Identifier: BytesIO | None = None
+        self.Status = 0
+        for keyword in _NUMBERS.values():
+            setattr(self, keyword, None)
+
+
+class _Responses:
+    """Sends the responses to a C-GET or C-MOVE: the pending ones differ in a few numbers, and are many.
+
+    It stands where pynetdicom wants the DIMSE service provider.
+
+    Parameters
+    ----------
+    dimse : pynetdicom.dimse.DIMSEServiceProvider
+        The association's.
+    statuses : dict of int and tuple
+        The statuses of the service.
+    """
+
+    def __init__(self, dimse: Any, statuses: Any) -> None:
+        self._dimse = dimse
+        self._statuses = statuses
+        self._is_ordinary = True
+        self._pending = _Pending()
+        # pynetdicom's response, and its command set
+        self._response: Any = None
+        self._elements: dict[int, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dimse, name)
+
+    def is_ordinary(self, status: Any) -> bool:
+        """Whether this and all results so far say that there is more, and nothing else."""
+        if type(status) is not int or self._statuses.get(status, ("",))[0] != STATUS_PENDING:
+            # Comments in a status data set go with all responses that follow
+            self._is_ordinary = False
+        return self._is_ordinary
+
+    def pending(self, status: int, response: Any) -> _Pending:
+        """Return the response for an ordinary result."""
+        if self._response is None:
+            self._response = response
+            self._elements = command_elements(response)
+        self._pending.Status = status
+        return self._pending
+
+    def primitive(self, response: Any) -> Any:
+        """Return pynetdicom's response, with what it has filled in."""
+        if response is not self._pending:
+            return response
+        for keyword in _Pending.__slots__:
+            setattr(self._response, keyword, getattr(response, keyword))
+        return self._response
+
+    def send_msg(self, response: Any, context_id: int) -> None:
+        """Send a response; see pynetdicom."""
+        # (the last one is made from the last pending one)
+        if (
+            response is not self._pending
+            or response.Identifier is not None
+            or not self.is_ordinary(response.Status)
+        ):
+            self._dimse.send_msg(self.primitive(response), context_id)
+            return
+        elements = self._elements
+        elements[STATUS] = response.Status
+        for element, keyword in _NUMBERS.items():
+            elements[element] = getattr(response, keyword)
+        message = Encoded(engine.encode_command(elements))
+        if not send_encoded(self._dimse, context_id, message):
+            self._dimse.send_msg(self.primitive(response), context_id)
 
 
 def serve(assoc: Association, request: Any, context_id: int) -> bool:
