@@ -230,6 +230,10 @@ class CommandError(ValueError):
 # it gives.
 cdef int receiving = 0
 cdef int sending = 0
+# Threads that may leave the GIL to others until one of those sends a large message, and what tells them
+cdef int giving_way = 0
+cdef int way_ends[2]
+way_ends[0] = way_ends[1] = -1
 
 
 # Where more than TURNS threads send large messages at once, they take turns, and each keeps its turn until the answer
@@ -277,8 +281,10 @@ cdef int take_turn(unsigned int first) noexcept nogil:
 
 def _forget_threads():
     """After a fork: the threads that were counted, and had turns, are not in this process."""
-    global receiving, sending
-    receiving = sending = 0
+    global receiving, sending, giving_way
+    receiving = sending = giving_way = 0
+    # (the parent goes on with the descriptors)
+    close_ends(way_ends)
     _make_turns()
 
 
@@ -449,6 +455,13 @@ cdef void close_ends(int *ends) noexcept:
     ends[0] = ends[1] = -1
 
 
+cdef bint make_way() except -1:
+    """Make what tells threads that the GIL is free; whether there is any."""
+    if way_ends[0] < 0:
+        fp_wake_new(way_ends)
+    return way_ends[0] >= 0
+
+
 cdef class Connection:
     """PDU framing over one connected stream socket: see docs/engine.md.
 
@@ -498,6 +511,7 @@ cdef class Connection:
     cdef int64_t pdu_began  # monotonic ns, 0: none in progress
     # the message in progress
     cdef bint in_msg, command_done, complete, partial_due, partial_told, command_told
+    cdef bint is_interim  # a pending response without a data set
     cdef int context
     cdef unsigned char *command
     cdef size_t command_len, command_size
@@ -765,7 +779,22 @@ cdef class Connection:
             self._clear_wake()
         return 0
 
-    def wait(self, timeout=None, *, bint awaited=False):
+    cdef int _give_way(self, int64_t timeout) noexcept nogil:
+        """Take what has come; if it is a pending response, leave the GIL to others until there is better use of it.
+
+        Whoever has sent it, in this process, mostly has the GIL now, and sends the next image soon. While that goes
+        through the kernel, nobody needs the GIL.
+        """
+        cdef int code = self._advance(0, False, True)
+        if code == R_MESSAGE and self.is_interim and self.ahead_end == self.ahead_at and not self._pending():
+            fp_wake_clear(way_ends[0])
+            fp_poll(self.fd, FP_IN, way_ends[0], timeout)
+        # (`receive` comes to the same again, unless it is a failure)
+        if code in (R_MESSAGE, R_TIMEOUT, R_OTHER, R_PARTIAL, R_GROW, R_COMMAND):
+            return R_READY
+        return code
+
+    def wait(self, timeout=None, *, bint awaited=False, yields=0):
         """Block until there is something to read.
 
         Parameters
@@ -775,6 +804,10 @@ cdef class Connection:
         awaited : bool, optional
             Whether the peer is to answer: then the time counts as waiting for it, else as idleness. In the middle of
             a PDU or message it always counts.
+        yields : float, optional
+            Seconds for which to leave the GIL to others when a pending response without a data set has come, unless
+            more comes, or another thread of the process begins to send a large message from a file, which needs no GIL.
+            The response is then in the connection already (`in_message`).
 
         Returns
         -------
@@ -783,18 +816,25 @@ cdef class Connection:
 
         Raises
         ------
-        OSError
-            If the connection is closed on our side.
+        ProtocolError, PeerClosed, OSError
+            If the connection is closed on our side; with `yields` also what `receive` raises.
         """
+        global giving_way
         cdef int64_t deadline = deadline_of(timeout)
+        cdef int64_t yielding = patience_of(yields)
         cdef int code
+        if yielding and not (FP_HAVE_FD and make_way()):
+            yielding = 0
         self._enter()
+        giving_way += yielding != 0
         try:
             if not self.starved and (self.ahead_end > self.ahead_at or self._pending()):
                 return READY
             while True:
                 with nogil:
                     code = self._wait_readable(left(deadline), awaited or self._in_progress())
+                    if code == R_READY and yielding and not self._in_progress():
+                        code = self._give_way(yielding)
                 if self.closing:
                     raise OSError(errno.EBADF, "the connection is closed")
                 if code == R_READY:
@@ -806,6 +846,7 @@ cdef class Connection:
                     return WAKE
                 self._raise(code)
         finally:
+            giving_way -= yielding != 0
             self._leave()
 
     # ------------------------------------------------------------------------------- receiving
@@ -1013,6 +1054,7 @@ cdef class Connection:
         cdef uint32_t tag, length
         cdef int field = -1
         cdef int kind = -1
+        cdef int status = 0
         cdef const unsigned char *p = self.command
         self.command_done = True
         while self.command_len - at >= 8:
@@ -1027,11 +1069,14 @@ cdef class Connection:
                     field = p[at] | (p[at + 1] << 8)
                 elif tag == 0x0800:
                     kind = p[at] | (p[at + 1] << 8)
+                elif tag == 0x0900:
+                    status = p[at] | (p[at + 1] << 8)
             at += length
         if at != self.command_len or kind < 0 or field < 0:
             return self._broke(6, "command set cannot be read")
         if kind == 0x0101:
             self.complete = True
+            self.is_interim = status == 0xFF00 or status == 0xFF01
         elif self.split_any and (self.split_map[field >> 3] >> (field & 7)) & 1:
             self.partial_due = True
         return R_OK
@@ -1305,6 +1350,7 @@ cdef class Connection:
     cdef void _forget(self) noexcept:
         self.in_msg = self.in_fragment = False
         self.command_done = self.command_told = self.complete = self.partial_due = self.partial_told = False
+        self.is_interim = False
         self.pdv_left = 0
         self.command_len = 0
         self.data_len = self.data_size = self.data_total = 0
@@ -1978,6 +2024,8 @@ cdef class Connection:
         self._begin_send(True)
         sending += 1
         next_turn += 1
+        if giving_way and size >= EARLY:
+            fp_wake_set(way_ends[1])
         in_turn = sending > TURNS and wait != 0 and size >= self.early and not self.cork
         try:
             pdus = self.pdus_sent

@@ -1094,7 +1094,9 @@ class Connection:
             return WAKE
         return READY if fd in ready else TIMEOUT
 
-    def wait(self, timeout: float | None = None, *, awaited: bool = False) -> int:
+    def wait(
+        self, timeout: float | None = None, *, awaited: bool = False, yields: float = 0
+    ) -> int:
         """Block until there is something to read.
 
         Parameters
@@ -1104,6 +1106,9 @@ class Connection:
         awaited : bool, optional
             Whether the peer is to answer: then the time counts as waiting for it, else as idleness. In the middle of
             a PDU or message it always counts.
+        yields : float, optional
+            Seconds for which the compiled engine leaves the GIL to others after a pending response. Here it changes
+            nothing.
 
         Returns
         -------
@@ -1116,6 +1121,7 @@ class Connection:
             If the connection is closed on our side.
         """
         deadline = _deadline(timeout)
+        _deadline(yields)
         with self._in_use():
             state = self._state
             if state.buffered or self._pending():

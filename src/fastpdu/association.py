@@ -366,7 +366,7 @@ class AssociationMixin(stock.Association):
         return bool(
             dul.to_user_queue.queue
             or (waiting is not None and waiting.queue)
-            or dul.idle_timer_expired()
+            or dul._idle_timer.expired
         )
 
     def _is_over(self) -> bool:
@@ -441,9 +441,9 @@ class AssociationMixin(stock.Association):
         """
         arguments = (msg_id, priority, originator_aet, originator_id)
         if isinstance(dataset, dsutils.StoredFile):
-            return cast(Dataset, dataset.send(self._store, *arguments))
-        status = self._store(dataset, *arguments)
-        return dsutils.status_dataset(status) if type(status) is int else cast(Dataset, status)
+            return dataset.send(self._store, *arguments)  # type: ignore[return-value]
+        status: Any = self._store(dataset, *arguments)
+        return dsutils.status_dataset(status) if type(status) is int else status
 
     def _store(
         self,
@@ -584,8 +584,8 @@ class AssociationMixin(stock.Association):
         if context is None or self._accepted_cx.get(cast(int, context.context_id)) is not context:
             context = self._get_valid_context(Verification, "", "scu")
             self._context_cache[Verification, ""] = context
-        status = self._exchange(encoded, request, cast(int, context.context_id), C_ECHO_RSP)
-        return dsutils.status_dataset(status) if type(status) is int else cast(Dataset, status)
+        status: Any = self._exchange(encoded, request, cast(int, context.context_id), C_ECHO_RSP)
+        return dsutils.status_dataset(status) if type(status) is int else status
 
     # C-FIND, C-GET and C-MOVE -----------------------------------------------------------------------------------
 

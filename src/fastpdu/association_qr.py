@@ -73,7 +73,7 @@ def pending_matches(
     decodes = little and not deflated and not _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
     # At that level the responses are numbered
     while not LOGGER.isEnabledFor(logging.INFO):
-        item = dimse.get_pending(_MATCHES, soon=True)
+        item = dimse.get_pending(_MATCHES, progress=False)
         response = item[1]
         if type(response) is not Pending:
             dimse.put_back(item)
@@ -117,7 +117,7 @@ def pending_sub_operations(assoc: Association) -> Iterator[tuple[Dataset, None]]
     if not isinstance(dimse, DIMSEServiceProvider):
         return
     while not LOGGER.isEnabledFor(logging.INFO):
-        item = dimse.get_pending(_SUB_OPERATIONS, soon=False)
+        item = dimse.get_pending(_SUB_OPERATIONS, progress=True)
         message = item[1]
         if type(message) is C_STORE:
             assoc._c_store_scp(message)

@@ -24,6 +24,7 @@ from pynetdicom.utils import make_target
 
 from fastpdu import dimse_messages as messages
 from fastpdu import engine
+from fastpdu.direct import PROGRESS_YIELD
 from fastpdu.dul import DULServiceProvider
 from fastpdu.filestore import FileStore, Incoming
 from fastpdu.transport import ROADS
@@ -61,6 +62,9 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         # While a data set goes to a file: the file, pynetdicom's temporary file or a FileStore's
         self.sink: Any = None
         self._waiters = 0
+        # Whether a FileStore handles C-STORE requests, and the handlers that it was looked for in
+        self._has_file_store = False
+        self._bindings = -1
         # Messages on the stock road: "stock_sent", "stock_received"
         self.roads: Counter[str] = Counter()
         super().__init__(assoc)
@@ -95,7 +99,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         return item[1]
 
     def _accept_answer(self, field: int, message: engine.Message) -> Any:
-        if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
+        if not self._is_reception_watched():
             status = messages.plain_status(message, field)
             if status is not None:
                 return message.context_id, status
@@ -116,21 +120,22 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         return None
 
     def _accept_stored(self, message: engine.Message) -> Any:
-        if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
+        if not self._is_reception_watched():
             answer = messages.plain_answer(message, messages.C_STORE_RSP)
             if answer is not None:
                 return message.context_id, answer
         return self.accept(message)
 
-    def get_pending(self, fields: frozenset[int], *, soon: bool) -> Any:
+    def get_pending(self, fields: frozenset[int], *, progress: bool) -> Any:
         """Wait for the next message of a C-FIND, C-GET or C-MOVE that is ours.
 
         Parameters
         ----------
         fields : frozenset of int
             The Command Fields of the responses that are waited for.
-        soon : bool
-            Whether it may well be there already.
+        progress : bool
+            Whether the responses only tell how far the operation has come, as those of C-GET and C-MOVE do. They are
+            not there yet, mostly, and whoever sends them, maybe in this process, needs the GIL more urgently.
 
         Returns
         -------
@@ -138,30 +143,31 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             Like `get_msg`; a pending response that says nothing about its status but the numbers of sub-operations
             has no primitive.
         """
-        return self._next() or self._await(partial(self._accept_pending, fields), soon)
+        return self._next() or self._await(partial(self._accept_pending, fields), progress)
 
     def _accept_pending(self, fields: frozenset[int], message: engine.Message) -> Any:
-        if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
+        if not self._is_reception_watched():
             pending = messages.plain_pending(message, fields)
             if pending is not None:
                 return message.context_id, pending
         return self.accept(message)
 
     def _await(
-        self, accept: Callable[[engine.Message], _QueueItem | None], soon: bool = True
+        self, accept: Callable[[engine.Message], _QueueItem | None], progress: bool = False
     ) -> _QueueItem:
-        """Wait for a message: who waits reads the socket itself. `soon`: after a look whether it is there already."""
+        """Wait for a message: who waits reads the socket itself. `progress`: see `get_pending`."""
         dul = self._assoc.dul
-        if soon and isinstance(dul, DULServiceProvider) and dul.is_direct:
+        if not progress and isinstance(dul, DULServiceProvider) and dul.is_direct:
             message = dul.direct.take_answer()
             item = None if message is None else dul.in_context(accept, message)
             if item is not None:
                 return item
         timeout = self._assoc._dimse_timeout
         deadline = None if timeout is None else time.monotonic() + timeout
+        yields = PROGRESS_YIELD if progress else 0
         if isinstance(dul, DULServiceProvider):
             while dul.is_direct or dul.enter_direct():
-                message = dul.direct.read(deadline, self._has_message)
+                message = dul.direct.read(deadline, self._has_message, yields)
                 item = self._next() if message is None else dul.in_context(accept, message)
                 if item is not None:
                     return item
@@ -279,9 +285,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         return None
 
     def _to_primitive(self, message: engine.Message, sink: Any) -> Any:
-        if (sink is None or isinstance(sink, Incoming)) and not self._is_watched(
-            evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler
-        ):
+        if (sink is None or isinstance(sink, Incoming)) and not self._is_reception_watched():
             if message.prepared is not None:
                 primitive = messages.complete_store(message)
             else:
@@ -308,13 +312,17 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         """Whether somebody sees the messages: a handler, or pynetdicom's own when it would log something."""
         handlers: Any = self._assoc._handlers
         bound = handlers.get(event)
-        if bound and (
+        return bool(bound) and (
             len(bound) > 1
             or bound[0][0] is not default
             or _HANDLERS_LOGGER.isEnabledFor(logging.INFO)
-        ):
-            return True
-        return _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
+        )
+
+    def _is_reception_watched(self) -> bool:
+        """Whether somebody sees the messages received, or what pynetdicom's decoder logs of them."""
+        return self._is_watched(
+            evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler
+        ) or _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
 
     # Messages that have begun -----------------------------------------------------------------------------------------
 
@@ -335,7 +343,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         """
         message = connection.partial
         request = None
-        if not self._is_watched(evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler):
+        if not self._is_reception_watched():
             request = messages.prepare_store(message)
         if needs_sink:
             self._open_sink(connection, message, request)
@@ -345,7 +353,12 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
 
     def split_commands(self) -> frozenset[int]:
         """Return the Command Fields whose data sets are to go to a file (FileStore, STORE_RECV_CHUNKED_DATASET)."""
-        if _config.STORE_RECV_CHUNKED_DATASET or self._file_store() is not None:
+        assoc: Any = self._assoc
+        bindings = assoc.bindings
+        if bindings != self._bindings:
+            self._has_file_store = self._file_store() is not None
+            self._bindings = bindings
+        if self._has_file_store or _config.STORE_RECV_CHUNKED_DATASET:
             return _SPLIT_STORE
         return _NO_SPLIT
 
@@ -443,12 +456,12 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             self.dul.send_pdu(primitive)
 
 
-_REPLACEABLE = frozenset({"send_msg", "get_msg"})
-
-
 def is_ours(dimse: Any) -> bool:
     """Whether a DIMSE provider is one of these, and nobody has replaced what it does on the instance."""
-    return isinstance(dimse, DIMSEServiceProvider) and _REPLACEABLE.isdisjoint(vars(dimse))
+    if not isinstance(dimse, DIMSEServiceProvider):
+        return False
+    own = dimse.__dict__
+    return "send_msg" not in own and "get_msg" not in own
 
 
 def send_encoded(dimse: Any, context_id: int, message: messages.Encoded) -> bool:

@@ -68,6 +68,7 @@ _UIDS = frozenset(
         "RequestedSOPInstanceUID",
     }
 )
+_TITLES = frozenset({"MoveOriginatorApplicationEntityTitle"})
 _WORDS = re.compile(r"SOP|UID|ID|[A-Z][a-z]+")
 # Their values are tags, which pydicom turns into objects of its own
 _TAG_ELEMENTS = {0x0901, 0x1005}
@@ -113,6 +114,7 @@ class _Layout:
         "_blank",
         "_checked",
         "_plain",
+        "_titles",
         "_uids",
         "data_keyword",
         "elements",
@@ -144,7 +146,11 @@ class _Layout:
         self._uids = {
             e: (_attribute_of(self.primitive, k), k) for e, k in had.items() if k in _UIDS
         }
-        self._checked = {e: k for e, k in had.items() if k not in _PLAIN and k not in _UIDS}
+        self._titles = {
+            e: (_attribute_of(self.primitive, k), k) for e, k in had.items() if k in _TITLES
+        }
+        known = _PLAIN | _UIDS | _TITLES
+        self._checked = {e: k for e, k in had.items() if k not in known}
         self.data_keyword = dimse_messages._DATASET_KEYWORDS.get(message.__name__)
 
     def make(self, elements: Mapping[int, Any]) -> Any:
@@ -158,7 +164,7 @@ class _Layout:
         primitive = self.primitive.__new__(self.primitive)
         attributes = vars(primitive)
         attributes.update(self._blank)
-        plain, uids, checked = self._plain, self._uids, self._checked
+        plain, uids, titles, checked = self._plain, self._uids, self._titles, self._checked
         usual = _checks_uids_as_usual()
         for element, value in elements.items():
             if element in plain:
@@ -170,6 +176,12 @@ class _Layout:
                     setattr(primitive, keyword, value)
                 else:
                     attributes[attribute] = uid
+            elif element in titles:
+                attribute, keyword = titles[element]
+                if _is_plain_title(value):
+                    attributes[attribute] = value
+                else:
+                    setattr(primitive, keyword, value)
             elif element in checked:
                 setattr(primitive, checked[element], value)
         return primitive

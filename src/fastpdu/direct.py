@@ -31,6 +31,8 @@ LEASE = 0.02
 LONGEST_LEASE = 0.5
 # Seconds for which an acceptor leaves the GIL to others after a response, unless the next request comes before
 YIELD = 0.001
+# ... and whoever reads the progress of a C-GET or C-MOVE after a pending response
+PROGRESS_YIELD = 0.0003
 # Seconds for which a reader may take to notice that the connection has ended
 LAST_WORDS = 1.0
 # Messages that may wait for somebody who does not take them, before the socket is left alone
@@ -149,7 +151,7 @@ class DirectMode:
 
     def _linger(self) -> float:
         """Return for how long to wait for the answer without a return to Python."""
-        timeout = cast(Any, self._dul.assoc)._dimse_timeout
+        timeout = self._dul._assoc._dimse_timeout
         return self._lease if timeout is None else min(self._lease, max(timeout, 0))
 
     def _yields(self) -> float:
@@ -214,7 +216,9 @@ class DirectMode:
 
     # Reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, deadline: float | None, until: Callable[[], bool]) -> engine.Message | None:
+    def read(
+        self, deadline: float | None, until: Callable[[], bool], yields: float = 0
+    ) -> engine.Message | None:
         """Read the next message on the calling thread.
 
         Parameters
@@ -224,6 +228,8 @@ class DirectMode:
         until : callable
             Says whether what is waited for has come in another way. It is asked with the read token in hand, without
             which nobody can bring a message.
+        yields : float, optional
+            Seconds for which to leave the GIL to others after a pending response: see `Connection.wait`.
 
         Returns
         -------
@@ -245,7 +251,7 @@ class DirectMode:
                 left = _remaining(deadline, None)
                 if left == 0 and not connection.in_message:
                     return None
-                message = self._step(left, awaited=True)
+                message = self._step(left, awaited=True, yields=yields)
                 if message is not None:
                     return message
             return None
@@ -263,10 +269,10 @@ class DirectMode:
         dul = self._dul
         if not self.token.acquire(blocking=False):
             return None
-        dimse: Any = dul.assoc.dimse
         try:
-            if dul.is_direct and dul.may_stay_direct() and not dimse.msg_queue.queue:
-                message = dul.take_message(cast(engine.Connection, dul.connection), 0, True)
+            if dul.is_direct and dul.may_stay_direct() and not dul._assoc.dimse.msg_queue.queue:
+                connection: Any = dul.connection
+                message = dul.take_message(connection, 0, True)
                 if not isinstance(message, int):
                     return message
         except (engine.ProtocolError, OSError) as error:
@@ -388,10 +394,12 @@ class DirectMode:
         if self._parked_for_long:
             self._dul.roused.set()
 
-    def _step(self, timeout: float | None, awaited: bool = False) -> engine.Message | None:
+    def _step(
+        self, timeout: float | None, awaited: bool = False, yields: float = 0
+    ) -> engine.Message | None:
         """With the read token: take one message, if one begins within `timeout`.
 
-        `awaited`: somebody waits for an answer, and not only for something to do.
+        `awaited`: somebody waits for an answer, and not only for something to do. `yields`: as for `Connection.wait`.
         """
         dul = self._dul
         connection: Any = dul.connection
@@ -399,7 +407,13 @@ class DirectMode:
             if not connection.in_message:
                 # A PDU that has begun must go on within its timeout, which `receive` knows
                 ready = connection.in_pdu and timeout != 0
-                if not ready and connection.wait(timeout, awaited=awaited) != engine.READY:
+                if yields:
+                    # `wait` may receive a message
+                    dul.prepare_to_take(connection, awaited)
+                if (
+                    not ready
+                    and connection.wait(timeout, awaited=awaited, yields=yields) != engine.READY
+                ):
                     return None
                 if not dul.may_stay_direct():
                     dul.leave_direct()

@@ -474,7 +474,7 @@ def is_plain_response(response: Any) -> bool:
 
 def status_dataset(status: int) -> Dataset:
     """Return a data set with nothing but a *Status* (0000,0900)."""
-    return _dataset_of({_STATUS: status})
+    return _dataset_of({0x0900: status})
 
 
 def pending_dataset(numbers: dict[int, int]) -> Dataset:
@@ -485,7 +485,7 @@ def pending_dataset(numbers: dict[int, int]) -> Dataset:
     numbers : dict of int and int
         *Status* (0000,0900) and the numbers of sub-operations (0000,1020) to (0000,1023), by their elements.
     """
-    return _dataset_of({_RESPONSE_TAGS[number]: value for number, value in numbers.items()})
+    return _dataset_of(numbers)
 
 
 # A new data set and a new element make a dozen checked assignments each. What comes out is copied from here instead.
@@ -512,16 +512,16 @@ def raw_dataset(elements: dict[BaseTag, RawDataElement]) -> Dataset:
         The elements; the data set takes it over.
     """
     dataset = Dataset.__new__(Dataset)
-    vars(dataset).update(_blank_state(elements))
+    # (pydicom's __setattr__ looks at what is set)
+    object.__setattr__(dataset, "__dict__", _blank_state(elements))
     return dataset
 
 
-def _dataset_of(numbers: dict[BaseTag, int]) -> Dataset:
-    """Return a data set of US elements."""
+def _dataset_of(numbers: dict[int, int]) -> Dataset:
+    """Return a data set of US elements of group 0000."""
     elements: dict[BaseTag, Any] = {}
-    for tag, number in numbers.items():
+    for number, value in numbers.items():
+        tag = _RESPONSE_TAGS[number]
         element = elements[tag] = DataElement.__new__(DataElement)
-        vars(element).update(_NUMBER)
-        element.tag = tag
-        element._value = number
+        element.__dict__ = {**_NUMBER, "tag": tag, "_value": value}
     return raw_dataset(elements)

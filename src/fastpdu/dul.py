@@ -136,7 +136,7 @@ class DULServiceProvider(stock.DULServiceProvider):
     @property
     def send_timeout(self) -> float | None:
         """Seconds for which a peer may take no data while we send, None for ever."""
-        return self._options.send_timeout or self._assoc.network_timeout
+        return self._options.send_timeout or self._assoc._network_timeout
 
     @property
     def _kill_thread(self) -> bool:
@@ -331,20 +331,8 @@ class DULServiceProvider(stock.DULServiceProvider):
         engine.ProtocolError, OSError
             As `Connection.receive` does.
         """
-        assoc: Any = self._assoc
-        dimse = assoc.dimse
-        limit = self._options.pdu_timeout
-        if limit is None:
-            limit = assoc._network_timeout or None
-            # (only then: as acceptor we wait for what the peer wants, however long)
-            due = assoc._dimse_timeout if awaited else None
-            if due and (not limit or due < limit):
-                limit = due
-        if limit != self._pdu_timeout:
-            connection.pdu_timeout = self._pdu_timeout = limit
-        split = dimse.split_commands()
-        if split is not self._split:
-            connection.split_commands = self._split = split
+        self.prepare_to_take(connection, awaited)
+        dimse: Any = self._assoc.dimse
         prepared = None
         while (message := connection.receive(timeout, awaited=awaited)) in _BEGUN:
             prepared = dimse.begin_message(connection, message == engine.PARTIAL)
@@ -354,6 +342,22 @@ class DULServiceProvider(stock.DULServiceProvider):
             message.sink, dimse.sink = dimse.sink, None
             self._idle_timer.restart()
         return message
+
+    def prepare_to_take(self, connection: engine.Connection, awaited: bool) -> None:
+        """Tell the connection what holds for the next message: before any of it is received."""
+        assoc: Any = self._assoc
+        limit = self._options.pdu_timeout
+        if limit is None:
+            limit = assoc._network_timeout or None
+            # (only then: as acceptor we wait for what the peer wants, however long)
+            due = assoc._dimse_timeout if awaited else None
+            if due and (not limit or due < limit):
+                limit = due
+        if limit != self._pdu_timeout:
+            connection.pdu_timeout = self._pdu_timeout = limit
+        split = assoc.dimse.split_commands()
+        if split is not self._split:
+            connection.split_commands = self._split = split
 
     def deliver(self, message: engine.Message) -> None:
         """Hand a message to DIMSE, for whoever will take it from there."""

@@ -56,7 +56,8 @@ class NotifyingTimer(Timer):
 
         It ends later than before: whoever waits finds out when the earlier end has come.
         """
-        super().start()
+        self._start_time = time.time()
+        self._end_time = None
 
     # pynetdicom's two properties, as one calculation each: they are asked for each message
 

@@ -199,17 +199,25 @@ def _store(assoc: Any, dimse: Any, request: Any, context: PresentationContextTup
     """`StorageServiceClass.SCP`, with a response that takes over what the request has had checked."""
     context_id = context.context_id
     response = store_response(request)
+    # What pynetdicom's `attempt` does
+    assoc.abort = assoc._abort_nonblocking
+    failure: BaseException | None = None
     status: Any = None
-    with stock.attempt(response, dimse, context_id, assoc) as attempt:
-        attempt.error_msg = "Exception in handler bound to 'evt.EVT_C_STORE'"
-        attempt.error_status = 0xC211
-        try:
-            status = evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context})
-        finally:
-            if request._dataset_file:
-                _remove_file(request._dataset_file)
-    # The handler raised, aborted or released
-    if not attempt._success or not assoc.is_established:
+    try:
+        status = evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context})
+    except BaseException as error:
+        failure = error
+    if request._dataset_file:
+        _remove_file(request._dataset_file)
+    assoc.abort = assoc._abort_blocking
+    if failure is not None:
+        stock.LOGGER.error("Exception in handler bound to 'evt.EVT_C_STORE'")
+        stock.LOGGER.exception(failure)
+        response.Status = 0xC211
+        dimse.send_msg(response, context_id)
+        return
+    if not assoc.is_established:
+        # The handler has aborted or released it
         return
     encoded = encode_store_response(request, status)
     if encoded is not None and send_encoded(dimse, context_id, encoded):
