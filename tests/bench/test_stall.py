@@ -103,12 +103,37 @@ def test_receiver_takes_any_order_and_notices_what_is_wrong(series: Series, dige
         other.check(expected)
 
 
+def test_archive_counts_from_the_first_image_on(series: Series) -> None:
+    """However long the destination took to accept the association."""
+    told = SimpleNamespace(send_stalls=0, peer_stalls=1)
+    made: Any = SimpleNamespace(dul=object(), transport_stats=lambda: told)
+    archive = waits.Archive(series.instances, 104, fast=False)
+    results = archive(SimpleNamespace(assoc=made))
+    host, port, options = next(results)
+    assert (host, port) == ("127.0.0.1", 104)
+    assert next(results) == len(series)
+    with pytest.raises(BenchError, match="0 of 4"):
+        archive.check()
+    ((_, established),) = options["evt_handlers"]
+    established(SimpleNamespace(assoc=made))
+    assert next(results)[0] == 0xFF00
+    told.send_stalls += 2
+    assert [status for status, _ in results] == [0xFF00] * (len(series) - 1)
+    assert archive.stalls == 2
+    assert len(archive.durations) == len(series)
+    archive.check()
+
+    archive._fast = True
+    with pytest.raises(BenchError, match="other transport"):
+        archive.check()
+
+
 # the matrix
 
 
 def test_names_are_consistent() -> None:
     assert set(stall.AT_LEAST) <= set(stall.ROWS)
-    assert len(stall.ROWS) == sum(len(a) * len(b) for a, b in cells.PARTS.values())
+    assert len(stall.ROWS) == sum(map(len, cells.PARTS.values()))
     for name in (*stall.ROWS, *(n for n in sweep.SCENARIOS if "nagle" not in n)):
         assert set(name.split(":")) <= set(cells.ENDS)
 
@@ -174,6 +199,9 @@ def test_chart_of_the_matrix_has_empty_cells_where_nothing_was_measured() -> Non
         ("receive", "storescu-nodelay", "fastpdu", 3),
         ("move", "dcmqrscp", "fastpdu", 3),
         ("move", "dcmqrscp-nodelay", "movescu-nodelay", None),
+        ("move", "fastpdu", "movescu", 4),
+        ("move", "fastpdu-noquickack", "movescu-nodelay", 4),
+        ("move", "stock", "movescu-nodelay", 4),
     ],
 )
 def test_cell(series: Series, part: str, sender: str, receiver: str, counted: int | None) -> None:
@@ -312,7 +340,7 @@ def test_stall_from_end_to_end() -> None:
     assert set(rows) == {"floor", "fastpdu:storescp", "storescu:fastpdu"}
     assert len(rows["fastpdu:storescp"]["waits"]) == 1
     assert rows["fastpdu:storescp"]["items"] == 10
-    assert len(content["goals"]) == 8
+    assert len(content["goals"]) == 9
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
+from pynetdicom import evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelMove,
 )
@@ -27,19 +29,31 @@ from fastpdu.bench.series import Instance
 
 __all__ = ["ENDS", "PARTS", "Cell", "End", "Outcome", "Tools", "find_tools"]
 
-#: A cell, by its part: who may stand on its left and on its right side.
-PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "send": (
+_Pairs = tuple[tuple[str, str], ...]
+
+
+def _pairs(senders: Sequence[str], receivers: Sequence[str]) -> _Pairs:
+    return tuple(itertools.product(senders, receivers))
+
+
+#: The cells of each part: sender and receiver. In the part "move" the sender is the archive, the receiver the
+#: destination, which is the C-MOVE SCU as well.
+PARTS: dict[str, _Pairs] = {
+    "send": _pairs(
         ("stock", "fastpdu-noquickack", "fastpdu", "storescu"),
         ("storescp", "storescp-nodelay", "orthanc", "orthanc-nodelay", "dcmqrscp"),
     ),
-    "receive": (
+    "receive": _pairs(
         ("storescu", "storescu-nodelay"),
         ("stock", "fastpdu-noquickack", "fastpdu"),
     ),
+    # (both ends in this process are what `fastpdu bench retrieve` is about)
     "move": (
-        ("dcmqrscp", "dcmqrscp-nodelay"),
-        ("movescu", "movescu-nodelay", "stock", "fastpdu-noquickack", "fastpdu"),
+        *_pairs(
+            ("dcmqrscp", "dcmqrscp-nodelay"),
+            ("movescu", "movescu-nodelay", "stock", "fastpdu-noquickack", "fastpdu"),
+        ),
+        *_pairs(("stock", "fastpdu-noquickack", "fastpdu"), ("movescu", "movescu-nodelay")),
     ),
 }
 
@@ -281,7 +295,14 @@ class Cell:
             directory = Path(scratch)
             query = peers.Query(_study(instances))
             ours = peers.free_port()
-            with self._archive(instances, (query.destination, ours)) as port:
+            end = ENDS[self.sender]
+            handler = waits.Archive(instances, ours, fast=end.fast)
+            archive = (
+                self._archive_ours(end, handler, instances)
+                if end.ours
+                else self._archive(instances, (query.destination, ours))
+            )
+            with archive as port:
                 seconds = peers.movescu(
                     self._dcmtk,
                     port,
@@ -291,7 +312,24 @@ class Cell:
                     environment=ENDS[self.receiver].environment,
                 )
             peers.verify_received(directory, instances)
-        return Outcome(seconds)
+        if not end.ours:
+            return Outcome(seconds)
+        handler.check()
+        return Outcome(seconds, handler.durations, handler.stalls)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _archive_ours(
+        end: End, handler: waits.Archive, instances: Sequence[Instance]
+    ) -> Iterator[int]:
+        contexts = sorted({(item.sop_class, item.transfer_syntax) for item in instances})
+        with (
+            end.transport(),
+            pair.scp(
+                None, _MOVE, handlers=[(evt.EVT_C_MOVE, handler)], destination=contexts
+            ) as port,
+        ):
+            yield port
 
     # ---------------------------------------------------------------- into this process
 

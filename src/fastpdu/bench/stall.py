@@ -36,7 +36,7 @@ had to wait for more than 30 ms. The parts:
 
   send      to storescp, Orthanc and dcmqrscp
   receive   from storescu
-  move      C-MOVE from dcmqrscp, the sender and the receiver on one host
+  move      C-MOVE from dcmqrscp, and from pynetdicom to movescu, the sender and the receiver on one host
   cost      what QUICKACK costs where nobody needs it, both ends in one process
   buffers   SO_SNDBUF x SO_RCVBUF x NODELAY x QUICKACK x PDU length, between our own ends
   segments  smaller maximum segments, as of an Ethernet link
@@ -55,21 +55,21 @@ examples:
 PARTS = (*cells.PARTS, "cost", "buffers", "segments")
 ROWS = tuple(
     dict.fromkeys(
-        f"{sender}:{receiver}"
-        for senders, receivers in cells.PARTS.values()
-        for sender, receiver in itertools.product(senders, receivers)
+        f"{sender}:{receiver}" for pairs in cells.PARTS.values() for sender, receiver in pairs
     )
 )
 RUNS = 3
 #: Cells that a goal about 1000 images is about get as many, whatever they take; movescu takes a second
-#: to end, which is much in few images.
+#: to accept the association, which is much in few images.
 AT_LEAST = {
     **dict.fromkeys(("fastpdu:storescp", "fastpdu:storescp-nodelay", "fastpdu:orthanc"), 1000),
     **dict.fromkeys(("storescu:fastpdu", "storescu-nodelay:fastpdu", "dcmqrscp:fastpdu"), 1000),
+    **dict.fromkeys(("fastpdu:movescu", "fastpdu:movescu-nodelay"), 1000),
     "dcmqrscp-nodelay:movescu-nodelay": 1000,
-    "dcmqrscp:movescu": 200,
-    "dcmqrscp-nodelay:movescu": 200,
+    **dict.fromkeys(("dcmqrscp:movescu", "dcmqrscp-nodelay:movescu"), 200),
     "dcmqrscp:movescu-nodelay": 200,
+    **dict.fromkeys(("stock:movescu", "stock:movescu-nodelay"), 200),
+    **dict.fromkeys(("fastpdu-noquickack:movescu", "fastpdu-noquickack:movescu-nodelay"), 200),
 }
 #: A comparison of 5 % needs more runs than one of factors.
 COST_RUNS = 15
@@ -203,7 +203,7 @@ class _Measurement:
     def cells(self, part: str) -> dict[str, Row]:
         """Measure a part of the matrix; return its rows by name."""
         found: list[tuple[Cell, Row, Series]] = []
-        for sender, receiver in itertools.product(*cells.PARTS[part]):
+        for sender, receiver in cells.PARTS[part]:
             cell = Cell(part, sender, receiver, self.tools, self.samples)
             if self.rows is not None and cell.name not in self.rows:
                 continue
@@ -394,8 +394,7 @@ def _estimate(args: argparse.Namespace, plan: _Plan, parts: Sequence[str]) -> fl
     total = 0.0
     for part in parts:
         if part in cells.PARTS:
-            senders, receivers = cells.PARTS[part]
-            names = {f"{s}:{r}" for s, r in itertools.product(senders, receivers)}
+            names = {f"{sender}:{receiver}" for sender, receiver in cells.PARTS[part]}
             wanted = names if args.rows is None else names & set(args.rows)
             total += len(wanted) * _CELL * (plan.runs + 0.5)
         elif part == "cost":
@@ -473,11 +472,14 @@ def _extremes(rows: Sequence[Row], series: Series) -> str:
 
 def _matrix(part: str, rows: dict[str, Row], base: Row) -> HeatMap:
     """Draw a part of the matrix."""
-    left, right = cells.PARTS[part]
-    senders = [end for end in left if any(row.details["sender"] == end for row in rows.values())]
-    receivers = [
-        end for end in right if any(row.details["receiver"] == end for row in rows.values())
-    ]
+    senders, receivers = (
+        [
+            end
+            for end in dict.fromkeys(pair[side] for pair in cells.PARTS[part])
+            if any(row.details[key] == end for row in rows.values())
+        ]
+        for side, key in enumerate(("sender", "receiver"))
+    )
     if part != "send":
         # The ends in this process are the ones to compare: they stand below each other.
         down, across = receivers, senders
@@ -625,11 +627,14 @@ def _goals(found: dict[str, dict[str, Row]]) -> list[Goal]:
             )
         )
     if "move" in found:
-        goals.append(
+        goals += [
             Goal(
-                "dcmqrscp C-MOVE to fastpdu, waits per 1000", waited("move", "dcmqrscp:fastpdu"), 0
+                f"{sender} C-MOVE to {receiver}, waits per 1000",
+                waited("move", f"{sender}:{receiver}"),
+                0,
             )
-        )
+            for sender, receiver in (("dcmqrscp", "fastpdu"), ("fastpdu", "movescu"))
+        ]
     if "cost" in found:
         goals.append(
             Goal(

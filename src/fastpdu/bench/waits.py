@@ -6,16 +6,18 @@ Linux delays an ACK for 40 ms, Windows for 200 ms; an image of 530 KB takes abou
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from pydicom import dcmread
+from pynetdicom import evt
 from pynetdicom.association import Association
 
 from fastpdu.bench import pair, verify
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.series import Instance
 
-__all__ = ["LIMIT", "Receiver", "count", "send", "stalls"]
+__all__ = ["LIMIT", "Archive", "Receiver", "count", "send", "stalls"]
 
 #: Seconds. What takes longer was waiting for a timer.
 LIMIT = 0.030
@@ -161,3 +163,64 @@ class Receiver:
         for name, sample in self._received.items():
             if expected.get(name) != sample:
                 raise BenchError(f"{name} arrived changed ({sample[0]} bytes)")
+
+
+class Archive:
+    """An EVT_C_MOVE handler that sends all it has, and looks at the clock after each image.
+
+    Parameters
+    ----------
+    instances : sequence of Instance
+        What it has.
+    destination : int
+        The port of this host that it sends to, whatever AE title the request names.
+    fast : bool
+        Whether both associations have to be on the fast transport. It sends files by their path; stock
+        pynetdicom takes data sets only.
+
+    Attributes
+    ----------
+    durations : list of float
+        Seconds of each sub-operation, with the pending response that follows it.
+    stalls : int or None
+        What the transport of the association to the destination has counted since it was accepted; see
+        `stalls`.
+    """
+
+    def __init__(self, instances: Sequence[Instance], destination: int, *, fast: bool) -> None:
+        self._instances = instances
+        self._destination = destination
+        self._fast = fast
+        self._associations: list[Association] = []
+        self.durations: list[float] = []
+        self.stalls: int | None = None
+
+    def __call__(self, event: Any) -> Iterator[Any]:
+        """Yield the destination, the number of images, and each of them."""
+        self._associations.append(event.assoc)
+        established = (evt.EVT_ESTABLISHED, lambda made: self._associations.append(made.assoc))
+        yield "127.0.0.1", self._destination, {"evt_handlers": [established]}
+        yield len(self._instances)
+        # The association is open now. How long the destination took to accept it is no wait for an ACK.
+        before = stalls(self._associations[-1])
+        for instance in self._instances:
+            item = instance.path if self._fast else dcmread(instance.path)
+            begun = time.perf_counter()
+            yield 0xFF00, item
+            self.durations.append(time.perf_counter() - begun)
+        counted = stalls(self._associations[-1])
+        if before is not None and counted is not None:
+            self.stalls = counted - before
+
+    def check(self) -> None:
+        """Make sure that it was one C-MOVE over the right transport.
+
+        Raises
+        ------
+        BenchError
+            If it was not.
+        """
+        if len(self._associations) != 2 or len(self.durations) != len(self._instances):
+            raise BenchError(f"{len(self.durations)} of {len(self._instances)} images were moved")
+        if any(pair.rides_fastpdu(made) != self._fast for made in self._associations):
+            raise BenchError("the association uses the other transport")
