@@ -178,6 +178,80 @@ def test_far_away_stalls_too() -> None:
     assert causes(on, still) == [Cause.NETWORK]
 
 
+@pytest.mark.parametrize(("operation", "work"), [("echo", 0.001), ("store", 0.016)])
+def test_far_away_with_nagle(operation: str, work: float) -> None:
+    """With QUICKACK the ACK is not delayed, but it takes a round trip, for which the peer waits."""
+    trip = 0.020
+    rate = (
+        {"delivery_rate": IMAGE / 0.033, "busy_seconds": 20 * 0.035} if operation == "store" else {}
+    )
+    on = trial(operation, latencies=(2 * trip + work,) * 20, round_trip_seconds=trip, **rate)
+    off = dataclasses.replace(
+        on,
+        quickack=False,
+        latencies=tuple(value + 0.042 for value in on.latencies),
+        peer_wait_seconds=on.peer_wait_seconds + 20 * 0.042,
+    )
+    found = {verdict.cause: verdict for verdict in judge.judge([on, off])}
+    assert set(found) == {Cause.NETWORK, Cause.STALLS}
+    assert found[Cause.STALLS].seconds_per_request == pytest.approx(0.042 + trip, abs=0.002)
+    assert "for which the peer still waits" in found[Cause.STALLS].text
+    assert judge.break_down(on, off).stalls == pytest.approx(20 * trip, rel=0.1)
+    assert judge.break_down(on).stalls == 0
+
+
+def test_the_round_trip_in_the_rate_does_not_count_twice() -> None:
+    """What fits into the congestion window arrives in a round trip and 34 ms; then the peer takes 50 ms."""
+    made = trial(
+        "store",
+        latencies=(0.146,) * 20,
+        round_trip_seconds=0.060,
+        delivery_rate=IMAGE / 0.094,
+        busy_seconds=20 * 0.094,
+    )
+    found = {verdict.cause: verdict for verdict in judge.judge([made])}
+    assert set(found) == {Cause.NETWORK, Cause.PEER}
+    assert found[Cause.PEER].seconds_per_request == pytest.approx(0.052)
+    assert f"{IMAGE / 0.034 / 1e6:.3g} MB/s" in found[Cause.NETWORK].text
+    assert "MB/s" not in judge.judge([dataclasses.replace(made, busy_seconds=20 * 0.075)])[0].text
+
+
+def test_a_new_connection_gathers_speed() -> None:
+    """Five round trips more for the first of few images: that is the network's, not the peer's."""
+    made = trial(
+        "store",
+        latencies=(0.388, 0.098, 0.096, 0.095),
+        round_trip_seconds=0.060,
+        delivery_rate=IMAGE / 0.094,
+        busy_seconds=0.388 + 3 * 0.094,
+    )
+    assert causes(made) == [Cause.NETWORK]
+    assert judge.break_down(made).round_trips == pytest.approx(4 * 0.060 + 0.291)
+    # A C-ECHO fits into the first flight
+    slow = trial("echo", latencies=(0.360, 0.061, 0.061), round_trip_seconds=0.060)
+    assert judge.break_down(slow).round_trips == pytest.approx(3 * 0.060)
+
+
+@pytest.mark.parametrize(
+    ("figure", "cause"),
+    [("window_seconds", Cause.WINDOW), ("send_buffer_seconds", Cause.SEND_BUFFER)],
+)
+def test_the_rate_of_what_limits_is_not_the_networks(figure: str, cause: Cause) -> None:
+    """The kernel notices half of the time for which a buffer is full; the rest shows in the rate."""
+    made = trial(
+        "store",
+        latencies=(0.190,) * 20,
+        round_trip_seconds=0.020,
+        delivery_rate=IMAGE / 0.160,
+        busy_seconds=20 * 0.182,
+        **{figure: 20 * 0.100},
+    )
+    (verdict,) = judge.judge([made])
+    assert verdict.cause is cause
+    assert verdict.seconds_per_request == pytest.approx(0.160)
+    assert "limited: 2 s of 3.8 s" in verdict.evidence[0]
+
+
 @pytest.mark.parametrize(("milliseconds", "named"), [(4.9, False), (5.0, True)])
 def test_round_trip_at_the_border(milliseconds: float, named: bool) -> None:
     seconds = milliseconds / 1000
@@ -206,6 +280,14 @@ def test_losses() -> None:
     assert verdict.cause is Cause.NETWORK
     assert "lost" in verdict.text
     assert any("150 of about 7320" in line for line in verdict.evidence)
+    # The round trip is all that a C-ECHO knows of it, and nearly all of its time
+    far = [
+        dataclasses.replace(made, round_trip_seconds=0.006)
+        for made in (trial(latencies=(0.0061,) * 20), lossy)
+    ]
+    (verdict,) = judge.judge(far)
+    assert verdict.operation == "store"
+    assert "lost" in verdict.text
     few = dataclasses.replace(lossy, retransmits=4, segments=100)
     assert causes(few) == []
     rare = dataclasses.replace(lossy, retransmits=20)

@@ -49,6 +49,8 @@ class Trial:
         Time for which the peer's receive window was full.
     send_buffer_seconds : float or None
         Time for which our send buffer was too small.
+    busy_seconds : float or None
+        Time for which something was on its way to the peer, or waited for it: the two above are part of it.
     """
 
     operation: str
@@ -69,6 +71,7 @@ class Trial:
     delivery_rate: int | None = None
     window_seconds: float | None = None
     send_buffer_seconds: float | None = None
+    busy_seconds: float | None = None
 
     @property
     def count(self) -> int:

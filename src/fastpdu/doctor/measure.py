@@ -192,6 +192,7 @@ def _figures(
             "delivery_rate": tcp.delivery_rate,
             "window_seconds": seconds(during("rwnd_limited_us")),
             "send_buffer_seconds": seconds(during("sndbuf_limited_us")),
+            "busy_seconds": seconds(during("busy_us")),
         }
     if figures.get("round_trip_seconds") is None:
         # Two round trips at least: the connection, and the association request with its answer

@@ -108,9 +108,14 @@ def _row(trials: Sequence[Trial], trial: Trial) -> list[str]:
         {True: "on", False: "off", None: "-"}[trial.quickack],
         str(trial.largest_pdu) if trial.operation == "store" else "-",
         str(trial.count),
-        *(f"{1e3 * value:.3g}" for value in (summary.median, summary.p90, summary.maximum)),
+        *map(_figure, (summary.median, summary.p90, summary.maximum)),
         *(f"{value / parts.total:.0%}" if parts.total else "-" for value in shares),
     ]
+
+
+def _figure(seconds: float) -> str:
+    """Return milliseconds for people."""
+    return f"{1e3 * seconds:.3g}" if seconds < 0.9995 else f"{1e3 * seconds:.0f}"
 
 
 def _show_rich(rows: Sequence[Sequence[str]], title: str, stream: TextIO) -> None:
@@ -146,7 +151,7 @@ def _show_verdict(number: int, verdict: Verdict, stream: TextIO) -> None:
         print(file=stream)
     print(
         f"{number}. {verdict.cause.value.upper()}: {verdict.share:.0%} {where}, "
-        f"{1e3 * verdict.seconds_per_request:.3g} ms per C-{verdict.operation.upper()}",
+        f"{_figure(verdict.seconds_per_request)} ms per C-{verdict.operation.upper()}",
         file=stream,
     )
     _wrapped(verdict.text, "   ", stream)
