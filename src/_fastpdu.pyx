@@ -790,7 +790,7 @@ cdef class Connection:
             fp_wake_clear(way_ends[0])
             fp_poll(self.fd, FP_IN, way_ends[0], timeout)
         # (`receive` comes to the same again, unless it is a failure)
-        if code in (R_MESSAGE, R_TIMEOUT, R_OTHER, R_PARTIAL, R_GROW, R_COMMAND):
+        if code in (R_MESSAGE, R_TIMEOUT, R_OTHER, R_PARTIAL, R_GROW):
             return R_READY
         return code
 
@@ -807,7 +807,7 @@ cdef class Connection:
         yields : float, optional
             Seconds for which to leave the GIL to others when a pending response without a data set has come, unless
             more comes, or another thread of the process begins to send a large message from a file, which needs no GIL.
-            The response is then in the connection already (`in_message`).
+            The response is then in the connection already (`in_message`). Nothing else ends it.
 
         Returns
         -------
@@ -816,19 +816,26 @@ cdef class Connection:
 
         Raises
         ------
-        ProtocolError, PeerClosed, OSError
-            If the connection is closed on our side; with `yields` also what `receive` raises.
+        OSError
+            If the connection is closed on our side.
+        ProtocolError, PeerClosed
+            With `yields`, which takes what has come from the socket.
+        ValueError, TypeError
+            If `timeout` or `yields` is none.
         """
         global giving_way
         cdef int64_t deadline = deadline_of(timeout)
         cdef int64_t yielding = patience_of(yields)
         cdef int code
+        if yielding < 0:
+            raise TypeError("yields must be a number of seconds, not None")
         if yielding and not (FP_HAVE_FD and make_way()):
             yielding = 0
         self._enter()
         giving_way += yielding != 0
         try:
-            if not self.starved and (self.ahead_end > self.ahead_at or self._pending()):
+            # (a whole message that an earlier `wait` has taken is here, and not in the socket)
+            if self.complete or not self.starved and (self.ahead_end > self.ahead_at or self._pending()):
                 return READY
             while True:
                 with nogil:
@@ -2024,7 +2031,7 @@ cdef class Connection:
         self._begin_send(True)
         sending += 1
         next_turn += 1
-        if giving_way and size >= EARLY:
+        if giving_way > 0 and size >= EARLY:
             fp_wake_set(way_ends[1])
         in_turn = sending > TURNS and wait != 0 and size >= self.early and not self.cork
         try:

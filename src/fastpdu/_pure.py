@@ -1121,6 +1121,8 @@ class Connection:
             If the connection is closed on our side.
         """
         deadline = _deadline(timeout)
+        if yields is None:
+            raise TypeError("yields must be a number of seconds, not None")
         _deadline(yields)
         with self._in_use():
             state = self._state

@@ -163,12 +163,18 @@ class AssociationMixin(stock.Association):
     def bind(self, event: evt.EventType, handler: Any, args: list[Any] | None = None) -> None:
         """Bind a callable `handler` to an `event`; see pynetdicom."""
         super().bind(event, handler, args)
-        self.bindings += 1
+        self._bindings_changed()
 
     def unbind(self, event: evt.EventType, handler: Any) -> None:
         """Unbind a callable `handler` from an `event`; see pynetdicom."""
         super().unbind(event, handler)
+        self._bindings_changed()
+
+    def _bindings_changed(self) -> None:
+        """Have whoever waits for a message look again at who is to see it."""
         self.bindings += 1
+        if isinstance(self.dul, DULServiceProvider):
+            self.dul.rouse_reader()
 
     def request(self) -> None:
         """Request an association with a peer; see pynetdicom."""
@@ -440,10 +446,19 @@ class AssociationMixin(stock.Association):
         a data set's pixel data goes out from where it is. Where anything has to be converted, pynetdicom does it.
         """
         arguments = (msg_id, priority, originator_aet, originator_id)
+        status: Any
         if isinstance(dataset, dsutils.StoredFile):
-            return dataset.send(self._store, *arguments)  # type: ignore[return-value]
-        status: Any = self._store(dataset, *arguments)
+            status = dataset.send(self._store, *arguments)
+            if type(status) is int and self._has_own("send_c_store"):
+                return dsutils.PlainStatus(status)  # type: ignore[return-value]
+        else:
+            status = self._store(dataset, *arguments)
         return dsutils.status_dataset(status) if type(status) is int else status
+
+    def _has_own(self, method: str) -> bool:
+        """Whether a method is ours for whoever calls it: not replaced by a subclass, nor on the instance."""
+        ours = AssociationMixin.__dict__[method]
+        return method not in vars(self) and getattr(type(self), method) is ours
 
     def _store(
         self,

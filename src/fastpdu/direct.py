@@ -408,14 +408,18 @@ class DirectMode:
                 # A PDU that has begun must go on within its timeout, which `receive` knows
                 ready = connection.in_pdu and timeout != 0
                 if yields:
-                    # `wait` may receive a message
+                    # `wait` may take a message from the socket: what is asked afterwards has to be asked before.
+                    # (`AssociationMixin.bind` ends the wait)
+                    if not dul.may_stay_direct():
+                        dul.leave_direct()
+                        return None
                     dul.prepare_to_take(connection, awaited)
                 if (
                     not ready
                     and connection.wait(timeout, awaited=awaited, yields=yields) != engine.READY
                 ):
                     return None
-                if not dul.may_stay_direct():
+                if not (connection.in_message or dul.may_stay_direct()):
                     dul.leave_direct()
                     return None
             outcome = dul.take_message(connection, 0 if timeout == 0 else None, awaited)

@@ -156,7 +156,7 @@ class StoredFile(Dataset):
             raise AttributeError(f"{self.path}: {error}") from error
         return dataset.SOPInstanceUID
 
-    def send(self, store: Callable[..., int | Dataset], *args: Any) -> PlainStatus | Dataset:
+    def send(self, store: Callable[..., int | Dataset], *args: Any) -> int | Dataset:
         """Send the file.
 
         Parameters
@@ -168,8 +168,8 @@ class StoredFile(Dataset):
 
         Returns
         -------
-        PlainStatus or pydicom.dataset.Dataset
-            The status. pynetdicom looks at its *Status* only.
+        int or pydicom.dataset.Dataset
+            The status.
 
         Raises
         ------
@@ -179,14 +179,13 @@ class StoredFile(Dataset):
         try:
             if self.error is not None:
                 raise self.error
-            status = store(self.path, *args)
+            return store(self.path, *args)
         except Exception as error:
             raise RuntimeError(f"Unable to send {self.path}: {error}") from error
-        return PlainStatus(status) if type(status) is int else cast(Dataset, status)
 
 
 class PlainStatus:
-    """A status where only *Status* is looked at.
+    """The status of a C-STORE sub-operation for pynetdicom's own code, which looks at *Status* only.
 
     Attributes
     ----------

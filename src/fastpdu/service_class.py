@@ -201,21 +201,21 @@ def _store(assoc: Any, dimse: Any, request: Any, context: PresentationContextTup
     response = store_response(request)
     # What pynetdicom's `attempt` does
     assoc.abort = assoc._abort_nonblocking
-    failure: BaseException | None = None
-    status: Any = None
+    status: Any
     try:
-        status = evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context})
+        try:
+            status = evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context})
+        finally:
+            if request._dataset_file:
+                _remove_file(request._dataset_file)
     except BaseException as error:
-        failure = error
-    if request._dataset_file:
-        _remove_file(request._dataset_file)
-    assoc.abort = assoc._abort_blocking
-    if failure is not None:
+        assoc.abort = assoc._abort_blocking
         stock.LOGGER.error("Exception in handler bound to 'evt.EVT_C_STORE'")
-        stock.LOGGER.exception(failure)
+        stock.LOGGER.exception(error)
         response.Status = 0xC211
         dimse.send_msg(response, context_id)
         return
+    assoc.abort = assoc._abort_blocking
     if not assoc.is_established:
         # The handler has aborted or released it
         return

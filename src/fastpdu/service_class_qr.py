@@ -52,6 +52,7 @@ _SERVICES = (stock.QueryRetrieveServiceClass, UnifiedProcedureStepServiceClass)
 class ServiceClassMixin(stock.ServiceClass):
     """What one of pynetdicom's service classes does differently here."""
 
+    _finds = False
     # Of a C-FIND: how its matches are sent
     _matches: _Matches | None = None
     # Whether the files of a C-GET have to be decoded
@@ -63,6 +64,7 @@ class ServiceClassMixin(stock.ServiceClass):
 
     def _c_find_scp(self, req: C_FIND, context: PresentationContext) -> None:
         """Serve a C-FIND request; see pynetdicom."""
+        self._finds = True
         if not stock.LOGGER.isEnabledFor(logging.INFO):
             self._matches = _Matches(self, req, context)
         super()._c_find_scp(req, context)
@@ -80,7 +82,8 @@ class ServiceClassMixin(stock.ServiceClass):
         results = cast("Iterator[Any]", super()._wrap_handler(handler))
         if self._matches is not None:
             return self._matches.send(results)
-        self._responses = _Responses(super().dimse, self.statuses)
+        if not self._finds:
+            self._responses = _Responses(super().dimse, self.statuses)
         return self._with_files(results)
 
     @property
@@ -93,7 +96,7 @@ class ServiceClassMixin(stock.ServiceClass):
         responses = self._responses
         if responses is None:
             return super().validate_status(status, rsp)
-        if responses.is_ordinary(status):
+        if responses.stay_ordinary(status):
             return responses.pending(status, rsp)
         return super().validate_status(status, responses.primitive(rsp))
 
@@ -228,7 +231,7 @@ class _Responses:
     def __init__(self, dimse: Any, statuses: Any) -> None:
         self._dimse = dimse
         self._statuses = statuses
-        self._is_ordinary = True
+        self._are_ordinary = True
         self._pending = _Pending()
         # pynetdicom's response, and its command set
         self._response: Any = None
@@ -237,12 +240,12 @@ class _Responses:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._dimse, name)
 
-    def is_ordinary(self, status: Any) -> bool:
-        """Whether this and all results so far say that there is more, and nothing else."""
+    def stay_ordinary(self, status: Any) -> bool:
+        """Take note of a status; whether this and all before say that there is more, and nothing else."""
         if type(status) is not int or self._statuses.get(status, ("",))[0] != STATUS_PENDING:
             # Comments in a status data set go with all responses that follow
-            self._is_ordinary = False
-        return self._is_ordinary
+            self._are_ordinary = False
+        return self._are_ordinary
 
     def pending(self, status: int, response: Any) -> _Pending:
         """Return the response for an ordinary result."""
@@ -266,7 +269,7 @@ class _Responses:
         if (
             response is not self._pending
             or response.Identifier is not None
-            or not self.is_ordinary(response.Status)
+            or not self.stay_ordinary(response.Status)
         ):
             self._dimse.send_msg(self.primitive(response), context_id)
             return
@@ -274,7 +277,12 @@ class _Responses:
         elements[STATUS] = response.Status
         for element, keyword in _NUMBERS.items():
             elements[element] = getattr(response, keyword)
-        message = Encoded(engine.encode_command(elements))
+        try:
+            message = Encoded(engine.encode_command(elements))
+        except engine.CommandError:
+            # More failures than the element can say: pydicom's to refuse
+            self._dimse.send_msg(self.primitive(response), context_id)
+            return
         if not send_encoded(self._dimse, context_id, message):
             self._dimse.send_msg(self.primitive(response), context_id)
 

@@ -16,6 +16,8 @@ from pydicom.uid import UID
 from pynetdicom import _config, build_role, evt
 from pynetdicom.pdu_primitives import SOPClassCommonExtendedNegotiation
 
+from fastpdu import FileStore
+
 CTX = [(data.CT, data.EXPLICIT)]
 GET = [(data.STUDY_GET, data.EXPLICIT)]
 MOVE = [(data.STUDY_MOVE, data.EXPLICIT)]
@@ -687,3 +689,96 @@ def test_cancel_between_paths(files: data.Files, service: str) -> None:
         *_, (last, _) = responses
     assert last.Status == 0xFE00
     assert seen == [last.NumberOfCompletedSuboperations]
+
+
+class Gate(threading.Event):
+    """An archive that waits until its requestor waits, and has done something meanwhile."""
+
+    def archive(self, *results: Any) -> Archive:
+        def archive(event: evt.Event) -> Results:
+            assert self.wait(kit.DEADLINE)
+            yield len(results)
+            yield from results
+
+        return archive
+
+    def open_after(self, action: Callable[[], Any]) -> None:
+        def run() -> None:
+            # The requestor waits by then; if not, there is less to see
+            threading.Event().wait(0.2)
+            action()
+            self.set()
+
+        threading.Thread(target=run).start()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("number", [0, 3])
+def test_watcher_bound_while_the_requestor_waits(
+    world: kit.World, service: str, number: int
+) -> None:
+    """It sees every PDU from then on, and no response is lost to it."""
+
+    def scenario(world: kit.World, service: str, number: int) -> Any:
+        gate, seen = Gate(), []
+        retrieval = Retrieval(world, service, gate.archive(*images(number)), lambda event: 0)
+        gate.open_after(
+            lambda: retrieval.assoc.bind(
+                evt.EVT_PDU_RECV, lambda event: seen.append(type(event.pdu).__name__)
+            )
+        )
+        answers = retrieval.answers()
+        return answers, set(seen), retrieval.assoc.is_established
+
+    _, seen, established = kit.against_oracle(world, scenario, service, number)
+    assert seen == {"P_DATA_TF"}
+    assert established
+
+
+@fast_only
+def test_store_handler_bound_while_the_requestor_waits(tmp_path: Path) -> None:
+    """A FileStore no longer has what comes after it was replaced, and has it after it was bound."""
+    got: list[int] = []
+
+    def store(event: evt.Event) -> int:
+        got.append(len(event.request.DataSet.getvalue()))
+        return 0
+
+    for first, second, number in (
+        (FileStore(tmp_path / "a"), store, 0),
+        (store, FileStore(tmp_path / "b"), 2),
+    ):
+        gate = Gate()
+        with fast_world() as world:
+            retrieval = Retrieval(world, "get", gate.archive(*images(2)), first)
+            gate.open_after(lambda: retrieval.assoc.bind(evt.EVT_C_STORE, second))
+            assert list(retrieval.responses())[-1][0].Status == 0
+        assert len([*tmp_path.rglob("*.dcm")]) == number
+    assert len(got) == 2
+    assert min(got) > 3000
+
+
+@fast_only
+def test_path_through_a_wrapper(files: data.Files) -> None:
+    """Whoever has replaced `send_c_store` sees a status as pynetdicom gives it."""
+    found: list[Any] = []
+
+    def wrap(assoc: Any) -> None:
+        plain = assoc.send_c_store
+
+        def send_c_store(*args: Any, **kwargs: Any) -> Dataset:
+            status = plain(*args, **kwargs)
+            found.append(("Status" in status, status.get("Status"), type(status)))
+            return status
+
+        assoc.send_c_store = send_c_store
+
+    def archive(event: evt.Event) -> Results:
+        wrap(event.assoc)
+        yield 1
+        yield 0xFF00, files.made(1)
+
+    with fast_world() as world:
+        answers = list(Retrieval(world, "get", archive, Received()).responses())
+    assert answers[-1][0].NumberOfCompletedSuboperations == 1
+    assert found == [(True, 0, Dataset)]

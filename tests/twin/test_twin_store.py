@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -766,3 +768,58 @@ def test_a_replaced_dimse_provider_is_asked(world: kit.World) -> None:
     _, calls = kit.against_oracle(world, scenario)
     assert calls.count("scu send_msg") == calls.count("scu get_msg") == 3
     assert calls.count("scp send_msg") == 3
+
+
+def test_a_failing_handler_leaves_a_traceback(
+    world: kit.World, files: data.Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log says where it failed."""
+
+    def scenario(world: kit.World) -> Any:
+        server = world.serve(CTX, [(evt.EVT_C_STORE, raising)])
+        assoc = world.connect(server, CTX)
+        caplog.clear()
+        status = assoc.send_c_store(files.made(1)).Status
+        found = [record for record in caplog.records if record.getMessage().startswith("a handler")]
+        return status, ["in raising" in caplog.handler.format(record) for record in found]
+
+    assert kit.against_oracle(world, scenario) == (0xC211, [True])
+
+
+def test_the_request_of_a_failing_handler_is_not_kept(world: kit.World, files: data.Files) -> None:
+    """Nor is its data set, until some garbage collection."""
+    kept: list[weakref.ref[Any]] = []
+
+    def store(event: evt.Event) -> int:
+        kept.append(weakref.ref(event.request))
+        raise ValueError("a handler may fail")
+
+    server = world.serve(CTX, [(evt.EVT_C_STORE, store)])
+    assoc = world.connect(server, CTX)
+    # (log records that are kept have the traceback, and all that is in it)
+    logging.disable(logging.CRITICAL)
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert assoc.send_c_store(files.made(1)).Status == 0xC211
+        assert [one() for one in kept[:2]] == [None, None]
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)
+
+
+def test_a_temporary_file_that_cannot_be_closed(world: kit.World, files: data.Files) -> None:
+    """As stock answers: the handler is to blame, the association goes on."""
+
+    def scenario(world: kit.World) -> Any:
+        def store(event: evt.Event) -> int:
+            os.close(event.request._dataset_file.fileno())
+            return 0
+
+        server = world.serve(CTX, [(evt.EVT_C_STORE, store)])
+        assoc = world.connect(server, CTX)
+        with config(STORE_RECV_CHUNKED_DATASET=True):
+            status = assoc.send_c_store(files.made(1)).Status
+        return status, assoc.is_established
+
+    assert kit.against_oracle(world, scenario) == (0xC211, True)
