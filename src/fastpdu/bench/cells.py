@@ -39,9 +39,13 @@ def _pairs(senders: Sequence[str], receivers: Sequence[str]) -> _Pairs:
 #: The cells of each part: sender and receiver. In the part "move" the sender is the archive, the receiver the
 #: destination, which is the C-MOVE SCU as well.
 PARTS: dict[str, _Pairs] = {
-    "send": _pairs(
-        ("stock", "fastpdu-noquickack", "fastpdu", "storescu"),
-        ("storescp", "storescp-nodelay", "orthanc", "orthanc-nodelay", "dcmqrscp"),
+    "send": (
+        *_pairs(
+            ("stock", "fastpdu-noquickack", "fastpdu", "storescu"),
+            ("storescp", "storescp-nodelay", "orthanc", "orthanc-nodelay", "dcmqrscp"),
+        ),
+        # Nobody waits for an ACK, and nothing of it is ours: what the receiver itself needs
+        *_pairs(("storescu-nodelay",), ("storescp-nodelay", "orthanc-nodelay")),
     ),
     "receive": _pairs(
         ("storescu", "storescu-nodelay"),
