@@ -821,7 +821,7 @@ cdef class Connection:
         ProtocolError, PeerClosed
             With `yields`, which takes what has come from the socket.
         ValueError, TypeError
-            If `timeout` or `yields` is none.
+            If `timeout` or `yields` is no number of seconds.
         """
         global giving_way
         cdef int64_t deadline = deadline_of(timeout)

@@ -446,14 +446,13 @@ class AssociationMixin(stock.Association):
         a data set's pixel data goes out from where it is. Where anything has to be converted, pynetdicom does it.
         """
         arguments = (msg_id, priority, originator_aet, originator_id)
-        status: Any
         if isinstance(dataset, dsutils.StoredFile):
             status = dataset.send(self._store, *arguments)
             if type(status) is int and self._has_own("send_c_store"):
                 return dsutils.PlainStatus(status)  # type: ignore[return-value]
         else:
             status = self._store(dataset, *arguments)
-        return dsutils.status_dataset(status) if type(status) is int else status
+        return dsutils.status_dataset(status)
 
     def _has_own(self, method: str) -> bool:
         """Whether a method is ours for whoever calls it: not replaced by a subclass, nor on the instance."""
@@ -599,8 +598,8 @@ class AssociationMixin(stock.Association):
         if context is None or self._accepted_cx.get(cast(int, context.context_id)) is not context:
             context = self._get_valid_context(Verification, "", "scu")
             self._context_cache[Verification, ""] = context
-        status: Any = self._exchange(encoded, request, cast(int, context.context_id), C_ECHO_RSP)
-        return dsutils.status_dataset(status) if type(status) is int else status
+        status = self._exchange(encoded, request, cast(int, context.context_id), C_ECHO_RSP)
+        return dsutils.status_dataset(status)
 
     # C-FIND, C-GET and C-MOVE -----------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from fastpdu.dimse_messages import (
     C_FIND_RSP,
     C_GET_RSP,
     C_MOVE_RSP,
+    STATUS,
     Pending,
     encode_store_response,
     store_response,
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 _DECODING_LOGGER = logging.getLogger("pynetdicom.dsutils")
 _MATCHES = frozenset({C_FIND_RSP})
 _SUB_OPERATIONS = frozenset({C_GET_RSP, C_MOVE_RSP})
-_STATUS = 0x0900
 
 
 def pending_matches(
@@ -79,7 +79,7 @@ def pending_matches(
             dimse.put_back(item)
             return
         # Numbers of sub-operations are no part of it, should there be any
-        status = dsutils.status_dataset(response.numbers[_STATUS])
+        status = dsutils.status_dataset(response.numbers[STATUS])
         identifier = None
         with assoc.lock:
             try:

@@ -31,7 +31,6 @@ C_MOVE_RSP = 0x8021
 COMMAND_FIELD = 0x0100
 _VERIFICATION = "1.2.840.10008.1.1"
 COMMAND_DATA_SET_TYPE = 0x0800
-STATUS = 0x0900
 
 # Elements of group 0000 by keyword (PS3.7 E.1), the ones that primitives have as attributes
 _ELEMENTS = {
@@ -58,6 +57,9 @@ _ELEMENTS = {
     "MoveOriginatorMessageID": 0x1031,
 }
 _KEYWORDS = {element: keyword for keyword, element in _ELEMENTS.items()}
+STATUS = _ELEMENTS["Status"]
+#: What tells how far an operation is: the status and the numbers of sub-operations, by their elements
+PROGRESS = {element: _KEYWORDS[element] for element in (STATUS, 0x1020, 0x1021, 0x1022, 0x1023)}
 # Parameters whose setters check nothing that the codec has not checked
 _PLAIN = frozenset({"MessageID", "MessageIDBeingRespondedTo", "Status"})
 _UIDS = frozenset(
@@ -76,7 +78,12 @@ _TAG_ELEMENTS = {0x0901, 0x1005}
 
 def _conformant_uid(text: str) -> UID | None:
     """Return a UID that every validator of pydicom and pynetdicom accepts, without asking them; else None."""
-    return str.__new__(UID, text) if engine.is_uid(text) else None
+    return str.__new__(UID, text) if _checks_uids_as_usual() and engine.is_uid(text) else None
+
+
+def _conformant_title(text: str) -> str | None:
+    """Return an AE title that every validator accepts as it is, without asking them; else None."""
+    return text if _is_plain_title(text) else None
 
 
 def _attribute_of(primitive: type, keyword: str) -> str:
@@ -113,9 +120,8 @@ class _Layout:
     __slots__ = (
         "_blank",
         "_checked",
+        "_conformant",
         "_plain",
-        "_titles",
-        "_uids",
         "data_keyword",
         "elements",
         "field",
@@ -143,11 +149,11 @@ class _Layout:
         self._blank = vars(probe)
         had = {e: k for e, k in _KEYWORDS.items() if hasattr(probe, k)}
         self._plain = {e: _attribute_of(self.primitive, k) for e, k in had.items() if k in _PLAIN}
-        self._uids = {
-            e: (_attribute_of(self.primitive, k), k) for e, k in had.items() if k in _UIDS
-        }
-        self._titles = {
-            e: (_attribute_of(self.primitive, k), k) for e, k in had.items() if k in _TITLES
+        self._conformant = {
+            e: (_attribute_of(self.primitive, k), k, conformant)
+            for keywords, conformant in ((_UIDS, _conformant_uid), (_TITLES, _conformant_title))
+            for e, k in had.items()
+            if k in keywords
         }
         known = _PLAIN | _UIDS | _TITLES
         self._checked = {e: k for e, k in had.items() if k not in known}
@@ -164,24 +170,17 @@ class _Layout:
         primitive = self.primitive.__new__(self.primitive)
         attributes = vars(primitive)
         attributes.update(self._blank)
-        plain, uids, titles, checked = self._plain, self._uids, self._titles, self._checked
-        usual = _checks_uids_as_usual()
+        plain, known, checked = self._plain, self._conformant, self._checked
         for element, value in elements.items():
             if element in plain:
                 attributes[plain[element]] = value
-            elif element in uids:
-                attribute, keyword = uids[element]
-                uid = _conformant_uid(value) if usual else None
-                if uid is None:
+            elif element in known:
+                attribute, keyword, conformant = known[element]
+                found = conformant(value)
+                if found is None:
                     setattr(primitive, keyword, value)
                 else:
-                    attributes[attribute] = uid
-            elif element in titles:
-                attribute, keyword = titles[element]
-                if _is_plain_title(value):
-                    attributes[attribute] = value
-                else:
-                    setattr(primitive, keyword, value)
+                    attributes[attribute] = found
             elif element in checked:
                 setattr(primitive, checked[element], value)
         return primitive
@@ -680,11 +679,10 @@ class Pending:
 
 _PENDING_ELEMENTS = frozenset(
     {
-        *(0x0002, COMMAND_FIELD, 0x0110, 0x0120, COMMAND_DATA_SET_TYPE, 0x0900),
-        *(0x1020, 0x1021, 0x1022, 0x1023),
+        *(0x0002, COMMAND_FIELD, 0x0110, 0x0120, COMMAND_DATA_SET_TYPE),
+        *PROGRESS,
     }
 )
-_PENDING_NUMBERS = (0x0900, 0x1020, 0x1021, 0x1022, 0x1023)
 
 
 def plain_pending(message: engine.Message, fields: frozenset[int]) -> Pending | None:
@@ -711,7 +709,7 @@ def plain_pending(message: engine.Message, fields: frozenset[int]) -> Pending | 
         )
     ):
         return None
-    numbers = {number: elements[number] for number in _PENDING_NUMBERS if number in elements}
+    numbers = {number: elements[number] for number in PROGRESS if number in elements}
     return Pending(numbers, message.data or b"")
 
 

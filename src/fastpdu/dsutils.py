@@ -18,7 +18,7 @@ from pynetdicom import _handlers, evt
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 
 from fastpdu import engine
-from fastpdu.dimse_messages import BufferList, OpenFile, store_request
+from fastpdu.dimse_messages import PROGRESS, STATUS, BufferList, OpenFile, store_request
 from fastpdu.first_elements import first_elements
 
 if TYPE_CHECKING:
@@ -40,8 +40,7 @@ MIN_UNJOINED = 64 * 1024
 PIXEL_DATA = Tag(0x7FE0, 0x0010)
 UNDEFINED_LENGTH = 0xFFFFFFFF
 SEQUENCE_DELIMITER = b"\xfe\xff\xdd\xe0\x00\x00\x00\x00"
-_STATUS = Tag(0x0000, 0x0900)
-_RESPONSE_TAGS = {tag.element: tag for tag in map(Tag, (0x0900, 0x1020, 0x1021, 0x1022, 0x1023))}
+_PROGRESS_TAGS = {element: Tag(0x0000, element) for element in PROGRESS}
 
 
 class StoreSource:
@@ -471,9 +470,9 @@ def is_plain_response(response: Any) -> bool:
     )
 
 
-def status_dataset(status: int) -> Dataset:
-    """Return a data set with nothing but a *Status* (0000,0900)."""
-    return _dataset_of({0x0900: status})
+def status_dataset(status: int | Dataset) -> Dataset:
+    """Return a data set with nothing but a *Status* (0000,0900); one that is a data set already as it is."""
+    return _dataset_of({STATUS: status}) if isinstance(status, int) else status
 
 
 def pending_dataset(numbers: dict[int, int]) -> Dataset:
@@ -490,7 +489,7 @@ def pending_dataset(numbers: dict[int, int]) -> Dataset:
 # A new data set and a new element make a dozen checked assignments each. What comes out is copied from here instead.
 _BLANK = dict(vars(Dataset()))
 _BLANK_DICTS = tuple(name for name, value in _BLANK.items() if type(value) is dict)
-_NUMBER = dict(vars(DataElement(_STATUS, "US", 0)))
+_NUMBER = dict(vars(DataElement(_PROGRESS_TAGS[STATUS], "US", 0)))
 
 
 def _blank_state(elements: dict[BaseTag, Any]) -> dict[str, Any]:
@@ -520,7 +519,7 @@ def _dataset_of(numbers: dict[int, int]) -> Dataset:
     """Return a data set of US elements of group 0000."""
     elements: dict[BaseTag, Any] = {}
     for number, value in numbers.items():
-        tag = _RESPONSE_TAGS[number]
+        tag = _PROGRESS_TAGS[number]
         element = elements[tag] = DataElement.__new__(DataElement)
         element.__dict__ = {**_NUMBER, "tag": tag, "_value": value}
     return raw_dataset(elements)

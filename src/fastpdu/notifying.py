@@ -48,7 +48,7 @@ class NotifyingTimer(Timer):
 
     def start(self) -> None:
         """Start the timer."""
-        super().start()
+        self.restart()
         self._on_change()
 
     def restart(self) -> None:

@@ -25,7 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 from fastpdu import engine, identifiers
 from fastpdu.dimse import send_encoded
-from fastpdu.dimse_messages import STATUS, Encoded, command_elements, encode_primitive
+from fastpdu.dimse_messages import PROGRESS, Encoded, command_elements, encode_primitive
 from fastpdu.dsutils import StoredFile
 from fastpdu.service_class import operate
 
@@ -39,13 +39,6 @@ if TYPE_CHECKING:
 LOGGER = logging.getLogger("pynetdicom.association")
 
 _REQUESTS = (C_FIND, C_GET, C_MOVE)
-# The numbers of sub-operations in a response
-_NUMBERS = {
-    0x1020: "NumberOfRemainingSuboperations",
-    0x1021: "NumberOfCompletedSuboperations",
-    0x1022: "NumberOfFailedSuboperations",
-    0x1023: "NumberOfWarningSuboperations",
-}
 _SERVICES = (stock.QueryRetrieveServiceClass, UnifiedProcedureStepServiceClass)
 
 
@@ -206,12 +199,13 @@ class _Matches:
 class _Pending:
     """A response that pynetdicom fills in after each sub-operation: plain attributes, for properties that check."""
 
-    __slots__ = ("Identifier", "Status", *_NUMBERS.values())
+    __slots__ = ("Identifier", *PROGRESS.values())
+
+    Identifier: BytesIO | None
+    Status: int | None
 
     def __init__(self) -> None:
-        self.Identifier: BytesIO | None = None
-        self.Status = 0
-        for keyword in _NUMBERS.values():
+        for keyword in self.__slots__:
             setattr(self, keyword, None)
 
 
@@ -266,25 +260,25 @@ class _Responses:
     def send_msg(self, response: Any, context_id: int) -> None:
         """Send a response; see pynetdicom."""
         # (the last one is made from the last pending one)
-        if (
-            response is not self._pending
-            or response.Identifier is not None
-            or not self.stay_ordinary(response.Status)
+        if not (
+            response is self._pending
+            and response.Identifier is None
+            and self.stay_ordinary(response.Status)
+            and self._send_pending(context_id)
         ):
             self._dimse.send_msg(self.primitive(response), context_id)
-            return
+
+    def _send_pending(self, context_id: int) -> bool:
+        """Send the pending response without a primitive, if that is possible."""
         elements = self._elements
-        elements[STATUS] = response.Status
-        for element, keyword in _NUMBERS.items():
-            elements[element] = getattr(response, keyword)
+        for element, keyword in PROGRESS.items():
+            elements[element] = getattr(self._pending, keyword)
         try:
             message = Encoded(engine.encode_command(elements))
         except engine.CommandError:
             # More failures than the element can say: pydicom's to refuse
-            self._dimse.send_msg(self.primitive(response), context_id)
-            return
-        if not send_encoded(self._dimse, context_id, message):
-            self._dimse.send_msg(self.primitive(response), context_id)
+            return False
+        return send_encoded(self._dimse, context_id, message)
 
 
 def serve(assoc: Association, request: Any, context_id: int) -> bool:

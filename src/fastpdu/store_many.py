@@ -447,11 +447,8 @@ class Pipeline:
             )
             message_id = sent
         item, sop_instance, sop_class = self._in_flight.pop(message_id)
-        if type(status) is int:
-            status = dsutils.status_dataset(status)
-        self._results.append(
-            StoreResult(item, sop_instance, status, None, sop_class, message_id)  # type: ignore[arg-type]
-        )
+        status = dsutils.status_dataset(status)
+        self._results.append(StoreResult(item, sop_instance, status, None, sop_class, message_id))
 
     def _fail(self) -> None:
         """No answer will come any more."""

@@ -25,7 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 import fastpdu
 from fastpdu.bench import pair, peers, verify, waits
 from fastpdu.bench.errors import BenchError
-from fastpdu.bench.series import Instance
+from fastpdu.bench.series import Instance, contexts_of
 
 __all__ = ["ENDS", "PARTS", "Cell", "End", "Outcome", "Tools", "find_tools"]
 
@@ -280,7 +280,7 @@ class Cell:
 
     @staticmethod
     def _send_ours(end: End, port: int, called: str, instances: Sequence[Instance]) -> Outcome:
-        contexts = sorted({(item.sop_class, item.transfer_syntax) for item in instances})
+        contexts = contexts_of(instances)
         with end.transport():
             association = pair.associate(port, contexts, called=called, fast=end.fast)
             try:
@@ -326,7 +326,7 @@ class Cell:
     def _archive_ours(
         end: End, handler: waits.Archive, instances: Sequence[Instance]
     ) -> Iterator[int]:
-        contexts = sorted({(item.sop_class, item.transfer_syntax) for item in instances})
+        contexts = contexts_of(instances)
         with (
             end.transport(),
             pair.scp(
@@ -359,7 +359,7 @@ class Cell:
                 self.samples[item.sop_instance] = verify.touch(item.data_set())
         end = ENDS[self.receiver]
         handler = waits.Receiver(instances, fast=end.fast, digest=digest)
-        contexts = sorted({(item.sop_class, item.transfer_syntax) for item in instances})
+        contexts = contexts_of(instances)
         with end.transport(), pair.scp(handler, contexts) as ours:
             if self.part == "receive":
                 with peers.linked(instances) as links:

@@ -24,7 +24,7 @@ import shutil
 import struct
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,7 @@ __all__ = [
     "Identity",
     "Instance",
     "Series",
+    "contexts_of",
     "ct_series",
     "make_series",
     "read_series",
@@ -146,8 +147,7 @@ class Series:
     contexts: tuple[tuple[str, str], ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        pairs = {(item.sop_class, item.transfer_syntax) for item in self.instances}
-        object.__setattr__(self, "contexts", tuple(sorted(pairs)))
+        object.__setattr__(self, "contexts", contexts_of(self.instances))
 
     def __len__(self) -> int:
         return len(self.instances)
@@ -727,6 +727,11 @@ def small_series(count: int, on_image: OnImage | None = None) -> Iterator[Series
             directory, count, rows=20, columns=22, full_header=False, on_image=on_image
         )
         yield Series(directory, tuple(instances), made=True)
+
+
+def contexts_of(instances: Iterable[Instance]) -> tuple[tuple[str, str], ...]:
+    """Return the SOP classes with their transfer syntaxes that some images need contexts for, sorted."""
+    return tuple(sorted({(item.sop_class, item.transfer_syntax) for item in instances}))
 
 
 def first(series: Series, count: int) -> Series:

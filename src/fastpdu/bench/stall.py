@@ -64,12 +64,13 @@ RUNS = 3
 AT_LEAST = {
     **dict.fromkeys(("fastpdu:storescp", "fastpdu:storescp-nodelay", "fastpdu:orthanc"), 1000),
     **dict.fromkeys(("storescu:fastpdu", "storescu-nodelay:fastpdu", "dcmqrscp:fastpdu"), 1000),
+    **{
+        f"{sender}:{receiver}": 200
+        for sender, receiver in cells.PARTS["move"]
+        if receiver.startswith("movescu")
+    },
     **dict.fromkeys(("fastpdu:movescu", "fastpdu:movescu-nodelay"), 1000),
     "dcmqrscp-nodelay:movescu-nodelay": 1000,
-    **dict.fromkeys(("dcmqrscp:movescu", "dcmqrscp-nodelay:movescu"), 200),
-    "dcmqrscp:movescu-nodelay": 200,
-    **dict.fromkeys(("stock:movescu", "stock:movescu-nodelay"), 200),
-    **dict.fromkeys(("fastpdu-noquickack:movescu", "fastpdu-noquickack:movescu-nodelay"), 200),
 }
 #: A comparison of 5 % needs more runs than one of factors.
 COST_RUNS = 15

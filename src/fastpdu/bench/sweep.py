@@ -16,7 +16,7 @@ import fastpdu
 from fastpdu.bench import pair, peers, verify, waits
 from fastpdu.bench.heatmap import HeatMap, Panel
 from fastpdu.bench.report import Row
-from fastpdu.bench.series import Instance
+from fastpdu.bench.series import Instance, contexts_of
 
 __all__ = [
     "PDUS",
@@ -128,7 +128,7 @@ def between_our_ends(
     list of Point
         What they took.
     """
-    contexts = sorted({(item.sop_class, item.transfer_syntax) for item in instances})
+    contexts = contexts_of(instances)
     points: list[Point] = []
     receivers: list[waits.Receiver] = []
     with (
@@ -252,7 +252,7 @@ def segment(
         What it took.
     """
     sender, receiver = scenario.split(":")
-    contexts = sorted({(item.sop_class, item.transfer_syntax) for item in instances})
+    contexts = contexts_of(instances)
     if sender == "storescu":
         handler = waits.Receiver(instances, fast=True)
         with (
