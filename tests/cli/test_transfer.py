@@ -309,6 +309,42 @@ def test_a_receiver_that_is_stopped_twice_does_not(source: Path, tmp_path: Path)
     assert report["sent"] == 0
 
 
+# What runs before `fastpdu`: from then on the kernel gives signals to another thread than the main one, as it may if
+# threads begin or end at that moment
+ELSEWHERE = """
+import signal, threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs pthread_sigmask")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["int", "term"])
+def test_a_receiver_whose_main_thread_is_not_interrupted(tmp_path: Path, number: int) -> None:
+    with programs.receiver(tmp_path / "out", before=ELSEWHERE) as receiver:
+        assert receiver.port
+        assert receiver.stop(number) == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs pthread_sigmask")
+def test_a_sender_whose_main_thread_is_not_interrupted(world: kit.World, source: Path) -> None:
+    release = threading.Event()
+    server = blocking(world, release)
+    process = programs.start_send(
+        server.port, source, "--json", "-td", 300, before=ELSEWHERE
+    )
+    try:
+        kit.until(lambda: server.associations and server.one().is_established)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGINT)
+        status, report, _ = programs.finish(process, 30)
+        assert (status, report["sent"]) == (130, 0)
+    finally:
+        release.set()
+
+
 # Many at once ---------------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,12 @@ from helpers import kit
 FASTPDU = [sys.executable, "-m", "fastpdu"]
 
 
+def _command(before: str) -> list[str]:
+    """The command `fastpdu`, in a process that first runs the code `before`."""
+    code = f"{before}\nfrom fastpdu import cli\nraise SystemExit(cli.main())"
+    return [sys.executable, "-c", code] if before else FASTPDU
+
+
 class Receiver:
     """A running `fastpdu recv --json`.
 
@@ -63,12 +69,7 @@ def receiver(
     before: str = "",
 ) -> Iterator[Receiver]:
     """A `fastpdu recv` on a free port, in a process that first runs the code `before`."""
-    begin = [
-        sys.executable,
-        "-c",
-        f"{before}\nfrom fastpdu import cli\nraise SystemExit(cli.main())",
-    ]
-    command = [*(begin if before else FASTPDU), "recv", str(port), str(directory)]
+    command = [*_command(before), "recv", str(port), str(directory)]
     process = subprocess.Popen(
         [*command, "--json", "--quiet", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -87,10 +88,10 @@ def receiver(
                 stream.close()
 
 
-def start_send(port: int, *arguments: object) -> subprocess.Popen[str]:
-    """Start a `fastpdu send` to a port of this host."""
+def start_send(port: int, *arguments: object, before: str = "") -> subprocess.Popen[str]:
+    """Start a `fastpdu send` to a port of this host, in a process that first runs the code `before`."""
     return subprocess.Popen(
-        [*FASTPDU, "send", "127.0.0.1", str(port), *map(str, arguments)],
+        [*_command(before), "send", "127.0.0.1", str(port), *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

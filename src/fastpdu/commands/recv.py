@@ -380,11 +380,6 @@ class _Signals:
 
     def wait(self, timeout: float | None = None) -> Any:
         """Return the next signal; None if none comes in that many seconds."""
-        if timeout is None and os.name == "nt":
-            # There a wait without end cannot be interrupted
-            while (number := self.wait(0.5)) is None:
-                pass
-            return number
         try:
             return self._came.get(timeout=timeout)
         except Empty:

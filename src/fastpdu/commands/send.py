@@ -10,7 +10,8 @@ import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from queue import Full, Queue
 from typing import TYPE_CHECKING
 
 from fastpdu.bench.options import count, positive
@@ -272,28 +273,33 @@ def _print(report: Report) -> None:
 class _Lines:
     """The paths on stdin, one on a line.
 
-    Attributes
-    ----------
-    is_waiting : bool
-        Whether it waits for the next line: then a signal has to interrupt it.
+    A thread of its own reads them: nothing can interrupt that, and `stop` need not wait for it.
     """
 
-    is_waiting = False
+    def __init__(self) -> None:
+        # Bounded, since whoever writes them may be faster than the peer. None: there are no more.
+        self._paths: Queue[str | None] = Queue(1000)
+        self._is_stopped = False
 
     def __iter__(self) -> Iterator[str]:
-        while True:
-            try:
-                self.is_waiting = True
-                line = sys.stdin.buffer.readline()
-            except KeyboardInterrupt:
-                return
-            finally:
-                self.is_waiting = False
-            if not line:
-                return
-            path = os.fsdecode(line.rstrip(b"\r\n"))
-            if path:
-                yield path
+        threading.Thread(target=self._read, daemon=True).start()
+        while (path := self._paths.get()) is not None and not self._is_stopped:
+            yield path
+
+    def _read(self) -> None:
+        # A stream of its own, since the thread may still be in it when the interpreter closes sys.stdin
+        with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
+            for line in stream:
+                path = os.fsdecode(line.rstrip(b"\r\n"))
+                if path:
+                    self._paths.put(path)
+        self._paths.put(None)
+
+    def stop(self) -> None:
+        """Give no more of them."""
+        self._is_stopped = True
+        with suppress(Full):
+            self._paths.put_nowait(None)
 
 
 class _Stopper:
@@ -317,11 +323,11 @@ class _Stopper:
     def stop(self, number: int) -> None:
         """Handle a signal."""
         self.is_impatient = self.signal is not None
-        self._sender.cancel(at_once=self.is_impatient)
         if self.signal is None:
             self.signal = number
-        if self._lines is not None and self._lines.is_waiting:
-            raise KeyboardInterrupt
+        self._sender.cancel(at_once=self.is_impatient)
+        if self._lines is not None:
+            self._lines.stop()
 
 
 class _View:
