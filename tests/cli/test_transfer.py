@@ -330,9 +330,7 @@ def test_a_receiver_whose_main_thread_is_not_interrupted(tmp_path: Path, number:
 def test_a_sender_whose_main_thread_is_not_interrupted(world: kit.World, source: Path) -> None:
     release = threading.Event()
     server = blocking(world, release)
-    process = programs.start_send(
-        server.port, source, "--json", "-td", 300, before=ELSEWHERE
-    )
+    process = programs.start_send(server.port, source, "--json", "-td", 300, before=ELSEWHERE)
     try:
         kit.until(lambda: server.associations and server.one().is_established)
         process.send_signal(signal.SIGINT)
