@@ -461,22 +461,21 @@ class DULServiceProvider(stock.DULServiceProvider):
         )
 
     def _is_too_late(self, event: str) -> bool:
-        """Drop what the user wants to send while the connection is only waiting to be closed, and say so.
+        """Drop what the user wants to send when nothing more can be sent, and say so.
 
-        The peer broke the protocol, or aborted, while the user's primitive was on its way. PS3.8 has no transition
-        for that (Table 9-10), and pynetdicom's state machine raises.
+        PS3.8 has no transition for that (Table 9-10), and pynetdicom's state machine raises. Either the peer broke the
+        protocol, or aborted, while the user's primitive was on its way, and the connection is only waiting to be closed;
+        or somebody has released the association while a handler was running, whose response comes too late.
         """
         state = self.state_machine.current_state
+        closing = (
+            state == "Sta13"
+            and event in LOCAL_EVENTS
+            and (event, "Sta13") not in fsm.TRANSITION_TABLE
+        )
+        releasing = state == "Sta7" and event == "Evt9"
         beside = getattr(self._assoc, "_handler_threads", None)
-        if state == "Sta7" and event == "Evt9" and beside is not None:
-            # A handler has released the association, another one answers
-            pass
-        elif (
-            state != "Sta13"
-            or event not in LOCAL_EVENTS
-            or (event, "Sta13") in fsm.TRANSITION_TABLE
-            or self.is_watched()
-        ):
+        if not (closing or releasing) or (beside is None and self.is_watched()):
             return False
         with suppress(queue.Empty):
             self.to_provider_queue.get(block=False)

@@ -882,6 +882,33 @@ def test_data_after_our_release_request(world: kit.World) -> None:
     assert acceptor.results == [True]
 
 
+@pytest.mark.skipif(KIND == "stock", reason="stock's DUL thread dies of it")
+def test_a_response_after_our_release_request(world: kit.World) -> None:
+    """A handler whose association is released meanwhile: P-DATA of ours in Sta7 is dropped, and nothing else happens."""
+    serving, releasing = threading.Event(), threading.Event()
+
+    def handler(event: evt.Event) -> int:
+        serving.set()
+        assert releasing.wait(kit.DEADLINE)
+        return 0
+
+    def script(peer: raw.Peer) -> Any:
+        raw.accept(peer)
+        peer.send(raw.echo())
+        peer.expect(raw.RELEASE_RQ)
+        releasing.set()
+        time.sleep(0.1)  # for the response
+        peer.send(raw.RELEASE_RP_PDU)
+        return peer.at_end()
+
+    with raw.Acceptor(script) as acceptor:
+        assoc = world.connect(acceptor.address, CONTEXTS, [(evt.EVT_C_ECHO, handler)])
+        assert serving.wait(kit.DEADLINE)
+        assoc.release()
+    assert assoc.is_released
+    assert acceptor.results == [True]
+
+
 def test_data_after_an_abort(world: kit.World) -> None:
     """P-DATA in Sta13 (AA-6) is dropped: nothing is answered or served."""
     served: list[int] = []
