@@ -54,6 +54,8 @@ DRAIN = 64
 LOCAL_EVENTS = frozenset({"Evt7", "Evt8", "Evt9", "Evt11", "Evt14", "Evt15"})
 # States in which an answer of the peer is due: A-ASSOCIATE-AC or -RJ, A-RELEASE-RP (PS3.8 9.2.1)
 AWAITING = frozenset({"Sta5", "Sta7", "Sta10", "Sta11"})
+# States from our A-RELEASE request on, in which a request or response of ours has no transition any more
+RELEASING = frozenset({"Sta7", "Sta9", "Sta10", "Sta11", "Sta12"})
 # Outcomes of `Connection.receive` that tell of a message that has begun
 _BEGUN = (engine.PARTIAL, engine.COMMAND)
 # Reasons in an A-ABORT of the service provider (PS3.8 9.3.8)
@@ -464,8 +466,8 @@ class DULServiceProvider(stock.DULServiceProvider):
         """Drop what the user wants to send when nothing more can be sent, and say so.
 
         PS3.8 has no transition for that (Table 9-10), and pynetdicom's state machine raises. Either the peer broke the
-        protocol, or aborted, while the user's primitive was on its way, and the connection is only waiting to be closed;
-        or somebody has released the association while a handler was running, whose response comes too late.
+        protocol, or aborted, while the user's primitive was on its way, and the connection is only waiting to be
+        closed; or somebody has released the association while a handler was running, whose response is too late.
         """
         state = self.state_machine.current_state
         closing = (
@@ -473,7 +475,7 @@ class DULServiceProvider(stock.DULServiceProvider):
             and event in LOCAL_EVENTS
             and (event, "Sta13") not in fsm.TRANSITION_TABLE
         )
-        releasing = state == "Sta7" and event == "Evt9"
+        releasing = state in RELEASING and event == "Evt9"
         beside = getattr(self._assoc, "_handler_threads", None)
         if not (closing or releasing) or (beside is None and self.is_watched()):
             return False

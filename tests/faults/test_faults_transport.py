@@ -882,31 +882,70 @@ def test_data_after_our_release_request(world: kit.World) -> None:
     assert acceptor.results == [True]
 
 
-@pytest.mark.skipif(KIND == "stock", reason="stock's DUL thread dies of it")
-def test_a_response_after_our_release_request(world: kit.World) -> None:
-    """A handler whose association is released meanwhile: P-DATA of ours in Sta7 is dropped, and nothing else happens."""
-    serving, releasing = threading.Event(), threading.Event()
+class Slow:
+    """An EVT_C_ECHO handler that runs until it is told to end."""
 
-    def handler(event: evt.Event) -> int:
-        serving.set()
-        assert releasing.wait(kit.DEADLINE)
+    def __init__(self) -> None:
+        self.runs, self.ends = threading.Event(), threading.Event()
+
+    def __call__(self, event: evt.Event) -> int:
+        self.runs.set()
+        assert self.ends.wait(kit.DEADLINE)
         return 0
+
+    def end(self) -> None:
+        self.ends.set()
+        time.sleep(0.1)  # for the response
+
+
+@pytest.mark.skipif(KIND == "stock", reason="stock's DUL thread dies of it")
+@pytest.mark.parametrize("collides", [False, True], ids=["alone", "collision"])
+def test_a_response_after_our_release_request(world: kit.World, collides: bool) -> None:
+    """A handler whose association is released meanwhile: P-DATA of ours is dropped, and that is all."""
+    handler = Slow()
 
     def script(peer: raw.Peer) -> Any:
         raw.accept(peer)
         peer.send(raw.echo())
         peer.expect(raw.RELEASE_RQ)
-        releasing.set()
-        time.sleep(0.1)  # for the response
+        if collides:
+            peer.send(raw.RELEASE_RQ_PDU)
+            peer.expect(raw.RELEASE_RP)
+        handler.end()
         peer.send(raw.RELEASE_RP_PDU)
         return peer.at_end()
 
     with raw.Acceptor(script) as acceptor:
         assoc = world.connect(acceptor.address, CONTEXTS, [(evt.EVT_C_ECHO, handler)])
-        assert serving.wait(kit.DEADLINE)
+        assert handler.runs.wait(kit.DEADLINE)
         assoc.release()
     assert assoc.is_released
     assert acceptor.results == [True]
+
+
+@pytest.mark.skipif(KIND == "stock", reason="stock's DUL thread dies of it")
+def test_a_response_after_a_release_collision_of_the_acceptor(world: kit.World) -> None:
+    """The same in Sta10."""
+    handler = Slow()
+    server = serve(world, [(evt.EVT_C_ECHO, handler)])
+    with raw.dial(server.address) as peer:
+        peer.associate()
+        acceptor = server.one()
+        peer.send(raw.echo())
+        assert handler.runs.wait(kit.DEADLINE)
+        releasing = threading.Thread(target=acceptor.release, name="user")
+        releasing.start()
+        peer.expect(raw.RELEASE_RQ)
+        peer.send(raw.RELEASE_RQ_PDU)
+        time.sleep(0.05)  # its A-RELEASE-RQ is to be read before its A-RELEASE-RP
+        handler.end()
+        peer.send(raw.RELEASE_RP_PDU)
+        peer.expect(raw.RELEASE_RP)
+        peer.close()
+        releasing.join(kit.DEADLINE)
+        assert not releasing.is_alive()
+    assert acceptor.is_released
+    server.quiet()
 
 
 def test_data_after_an_abort(world: kit.World) -> None:

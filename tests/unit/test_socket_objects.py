@@ -137,6 +137,65 @@ def test_writes_are_large(
     assert conn.bytes_sent == len(sock.written)
 
 
+class Grudging(Records):
+    """It takes a third of what it is offered, at most so many bytes, and refuses every fifth time."""
+
+    def send(self, data: Any) -> int:
+        self.offered.append(bytes(data))
+        if len(self.offered) % 5 == 0:
+            raise ssl.SSLWantWriteError
+        if len(self.offered) % 5 == 1 and len(self.offered) > 1:
+            assert self.offered[-1] == self.offered[-2]
+        part = bytes(data)[: max(1, min(len(data) // 3, 50_000))]
+        self.written += part
+        return len(part)
+
+
+@socket_impls
+@pytest.mark.parametrize("max_pdu", [0, 1000, 1026, 16382, 65536, 262144, 262150, 1 << 20])
+def test_files_of_any_length_in_parts(
+    impl: Impl, made: list[Any], max_pdu: int, tmp_path: Any
+) -> None:
+    """Messages one after another, short and long, whose buffer is used again while it is only half written."""
+    sock = Grudging()
+    conn = impl.open(sock)
+    made += [conn, sock]
+    fragment = (max_pdu - 6 if max_pdu else impl.module.UNLIMITED_FRAGMENT) & ~1
+    lengths = [1, 300_000, 5, fragment, fragment + 1, 2 * fragment - 1, 262_144, 262_145, 700_000]
+    data = noise(max(lengths) + 3)
+    path = tmp_path / "data"
+    path.write_bytes(data)
+    expected = []
+    with path.open("rb") as file:
+        for at, length in enumerate(lengths):
+            pdus = conn.send_file(1, STORE, file.fileno(), at % 3, length, max_pdu=max_pdu)
+            expected += frame(
+                1, STORE, data[at % 3 :][:length], max_pdu, impl.module.UNLIMITED_FRAGMENT
+            )
+            assert pdus == 1 + -(-length // fragment)
+            assert sock.written == b"".join(expected)
+    assert conn.pdus_sent == len(expected)
+    assert conn.largest_pdu_sent == max(map(len, expected)) - 6
+    assert not conn.send_broken
+
+
+@socket_impls
+@pytest.mark.parametrize("missing", [1, 300_000, 599_999])
+def test_a_file_that_is_too_short(impl: Impl, made: list[Any], missing: int, tmp_path: Any) -> None:
+    """What was put together is not sent; if nothing has left, the connection is as good as before."""
+    conn, sock = opened(impl, made)
+    path = tmp_path / "data"
+    path.write_bytes(noise(600_000 - missing))
+    with path.open("rb") as file, pytest.raises(impl.module.FileError):
+        conn.send_file(1, STORE, file.fileno(), 0, 600_000, max_pdu=16382)
+    whole = b"".join(frame(1, STORE, path.read_bytes(), 16382, impl.module.UNLIMITED_FRAGMENT))
+    # (the last fragment of what is there would be marked as the last)
+    assert whole.startswith(sock.written[: len(whole) - 20_000])
+    assert missing < 599_999 or not sock.written
+    assert conn.bytes_sent == len(sock.written)
+    assert not conn.send_broken
+
+
 @socket_impls
 def test_an_image_is_few_writes(impl: Impl, made: list[Any]) -> None:
     conn, sock = opened(impl, made)
