@@ -100,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit status.
     """
+    _open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Everything after the command belongs to the command, even what looks like an option of ours.
     at = next((i for i, text in enumerate(arguments) if not text.startswith("-")), len(arguments))
@@ -116,6 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Any = importlib.import_module(f"fastpdu.commands.{name}")
     prog = f"fastpdu {name}"
     return guarded(lambda: command.main(arguments[at + 1 :], prog), prog)
+
+
+def _open_streams() -> None:
+    """Put the null device where a standard stream is closed, as in ``<&-``: no file or socket takes its number then."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def guarded(function: Any, prog: str) -> int:

@@ -9,9 +9,9 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
-from queue import Full, Queue
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from queue import Empty, Queue
 from typing import TYPE_CHECKING
 
 from fastpdu.bench.options import count, positive
@@ -50,6 +50,8 @@ or, if it was given up:
   6 no answer in time   7 TLS failed
   130 interrupted (Ctrl-C)   143 terminated
 """
+# Seconds between two looks whether more paths are wanted
+_GLANCE = 0.2
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 
 
@@ -184,7 +186,7 @@ def _send(args: argparse.Namespace, peer: Peer) -> int:
         dimse_timeout=peer.dimse_timeout,
         transport=environment.options(),
     )
-    stdin = _Lines() if args.paths == ["-"] else None
+    stdin = _Lines(lambda: sender.is_stopping) if args.paths == ["-"] else None
     view = _View(sender)
     shown = live.display(view.summary, view.rows, view.share, quiet=args.quiet)
     with ExitStack() as stack:
@@ -196,7 +198,7 @@ def _send(args: argparse.Namespace, peer: Peer) -> int:
             live.logged("fastpdu.sender", shown, logging.CRITICAL if args.quiet else level)
         )
         stack.enter_context(shown)
-        stopper = _Stopper(sender, stdin, shown)
+        stopper = _Stopper(sender)
         stack.enter_context(signals.handled(stopper.stop))
         try:
             report = sender.send(args.paths if stdin is None else stdin)
@@ -273,33 +275,50 @@ def _print(report: Report) -> None:
 class _Lines:
     """The paths on stdin, one on a line.
 
-    A thread of its own reads them: nothing can interrupt that, and `stop` need not wait for it.
+    A thread of its own reads them: nothing can interrupt that, and whoever has no use for more paths need not wait.
+
+    Parameters
+    ----------
+    is_over : callable
+        Whether no more paths are wanted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_over: Callable[[], bool]) -> None:
+        self._is_over = is_over
         # Bounded, since whoever writes them may be faster than the peer. None: there are no more.
         self._paths: Queue[str | None] = Queue(1000)
-        self._is_stopped = False
+        self._error: OSError | None = None
 
     def __iter__(self) -> Iterator[str]:
         threading.Thread(target=self._read, daemon=True).start()
-        while (path := self._paths.get()) is not None and not self._is_stopped:
+        while not self._is_over():
+            try:
+                path = self._paths.get(timeout=_GLANCE)
+            except Empty:
+                continue
+            if path is None:
+                break
             yield path
+        if self._error is not None:
+            raise CommandError(
+                f"the paths on stdin cannot be read: {self._error.strerror or self._error}"
+            )
 
     def _read(self) -> None:
-        # A stream of its own, since the thread may still be in it when the interpreter closes sys.stdin
-        with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
-            for line in stream:
-                path = os.fsdecode(line.rstrip(b"\r\n"))
-                if path:
-                    self._paths.put(path)
-        self._paths.put(None)
-
-    def stop(self) -> None:
-        """Give no more of them."""
-        self._is_stopped = True
-        with suppress(Full):
-            self._paths.put_nowait(None)
+        try:
+            # A stream of its own, since the thread may still be in it when the interpreter closes sys.stdin
+            with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
+                if os.name == "posix":
+                    # Where there is nothing yet would look like the end
+                    os.set_blocking(stream.fileno(), True)
+                for line in stream:
+                    path = os.fsdecode(line.rstrip(b"\r\n"))
+                    if path:
+                        self._paths.put(path)
+        except OSError as error:
+            self._error = error
+        finally:
+            self._paths.put(None)
 
 
 class _Stopper:
@@ -313,12 +332,10 @@ class _Stopper:
         Whether another one has come.
     """
 
-    def __init__(self, sender: Sender, lines: _Lines | None, shown: live.Display) -> None:
+    def __init__(self, sender: Sender) -> None:
         self.signal: int | None = None
         self.is_impatient = False
         self._sender = sender
-        self._lines = lines
-        self._shown = shown
 
     def stop(self, number: int) -> None:
         """Handle a signal."""
@@ -326,8 +343,6 @@ class _Stopper:
         if self.signal is None:
             self.signal = number
         self._sender.cancel(at_once=self.is_impatient)
-        if self._lines is not None:
-            self._lines.stop()
 
 
 class _View:

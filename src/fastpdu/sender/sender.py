@@ -221,6 +221,15 @@ class Sender:
         if run is not None:
             run.room.put(None)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether `send` will send no more files: it was cancelled, or has given up. From any thread.
+
+        For an iterable of paths that waits for the next one, and might do so for ever.
+        """
+        run = self._run
+        return self._cancelled > 0 or (run is not None and run.backlog.is_stopped)
+
     def progress(self) -> Progress | None:
         """Return how far `send` is, or was at its end; None before the first. From any thread."""
         run = self._run
@@ -271,7 +280,8 @@ class Sender:
             room -= 1
             if len(run.workers) < self._associations:
                 self._start_worker(run)
-        run.is_listed = True
+        # (an iterable that knows `is_stopping` ends early)
+        run.is_listed = not self._is_over(run)
 
     def _examine(self, run: Run, path: str | OSError) -> FileItem | None:
         """Return a file that is to be sent; enter any other into the books."""
