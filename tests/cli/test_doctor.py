@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import struct
@@ -217,17 +218,60 @@ def test_window(doctor: Doctor) -> None:
     assert causes(content)[0] == "window"
 
 
-def test_some_failures(scp: kit.World, doctor: Doctor) -> None:
-    answers = iter([0xA700] + [0] * 100)
+def test_some_failures(scp: kit.World, doctor: Doctor, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refusals are no sign of health, and their times, which may be short, are left out."""
+    answers = itertools.cycle([0xA700, 0])
     server = scp.serve(CTX, [(evt.EVT_C_STORE, lambda event: next(answers))])
-    _, content = doctor(server.port, "--echo", 0, "--store", 3)
-    assert sum(trial["failures"] for trial in content["trials"]) == 1
+    status, content = doctor(server.port, "--echo", 0, "--store", 4)
+    assert (status, content["healthy"]) == (1, False)
+    assert content["verdicts"] == []
+    for trial in content["trials"]:
+        assert trial["failures"] == trial["latency"]["count"] == 2
+    assert cli.main(["doctor", "127.0.0.1", str(server.port), "--store", "4", "--echo", "0"]) == 1
+    output = capsys.readouterr().out
+    assert "had a failure status" in output
+    assert "Healthy" not in output
 
 
 def test_only_failures(scp: kit.World, capsys: pytest.CaptureFixture[str]) -> None:
     server = scp.serve(CTX, [(evt.EVT_C_STORE, lambda event: 0xA700)])
-    assert cli.main(["doctor", "127.0.0.1", str(server.port), "--store", "2"]) == 1
+    arguments = ["doctor", "127.0.0.1", str(server.port), "--store", "2"]
+    assert cli.main(arguments) == 1
     assert "0xA700" in capsys.readouterr().err
+    assert cli.main([*arguments, "--json"]) == 1
+    content = json.loads(capsys.readouterr().out)
+    assert content["exit_status"] == 1
+    assert content["error"]["kind"] == "failure-status"
+
+
+@pytest.mark.parametrize(
+    ("limits", "taken", "measured"),
+    [
+        ("16382,131072", 0, [16382, 131072]),
+        ("131072,16382", 0, [131072, 16382]),
+        ("16382,131072", 16384, [16382]),
+        ("131072,16382", 16384, [131072]),
+        ("1048576,16382,4194304", 0, [1048576, 16382]),
+    ],
+)
+def test_sizes_that_make_a_difference_are_measured(
+    scp: kit.World, doctor: Doctor, limits: str, taken: int, measured: list[int]
+) -> None:
+    """In any order: each that makes the PDUs longer or shorter, and no other."""
+    server = scp.serve(
+        CTX, [(evt.EVT_C_STORE, lambda event: 0)], attributes={"maximum_pdu_size": taken}
+    )
+    _, content = doctor(server.port, "--echo", 0, "--store", 1, "--pdu", limits)
+    found = dict.fromkeys(trial["pdu_limit"] for trial in content["trials"])
+    assert list(found) == measured
+
+
+def test_an_ae_title_that_looks_like_markup(
+    scp: kit.World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = scp.serve(CTX)
+    assert cli.main(["doctor", "127.0.0.1", str(server.port), "-aec", "A[/b][red]B"]) == 0
+    assert "A[/b][red]B" in capsys.readouterr().out
 
 
 def test_store_context_rejected(scp: kit.World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,9 +22,10 @@ Sends C-ECHOs and, if asked to, synthetic CT images to a DICOM peer, with and wi
 sizes, and says in plain words where the time goes and what helps: the peer's Nagle's algorithm against delayed ACKs,
 its receive window, our send buffer, the network, or its own processing.
 
---store N: the peer STORES these images, N for each of up to 4 trials, 530 KB each. All have the patient name
-FASTPDU^DOCTOR^TEST, the patient ID FASTPDU-DOCTOR-TEST and UIDs that nobody else uses. Delete them afterwards. Without
---store nothing is left at the peer, and only what C-ECHO shows is seen: not its window, our send buffer, its disk.
+--store N: the peer STORES these images, N for each trial, 530 KB each; two trials for each PDU size that matters. All
+have the patient name FASTPDU^DOCTOR^TEST, the patient ID FASTPDU-DOCTOR-TEST and UIDs that nobody else uses. Delete
+them afterwards. Without --store nothing is left at the peer, and only what C-ECHO shows is seen: not its window, our
+send buffer, its disk.
 """
 EPILOG = f"""\
 examples:
@@ -130,7 +131,7 @@ def _examine(args: argparse.Namespace, peer: Peer, about: dict[str, object]) -> 
         peers.print_json({**about, **report.as_dict(trials, verdicts)})
     else:
         report.show(trials, verdicts, f"{peer.called} at {peer}", sys.stdout)
-    return judge.exit_status(verdicts)
+    return judge.exit_status(trials, verdicts)
 
 
 def _measure(args: argparse.Namespace, peer: Peer) -> list[Trial]:

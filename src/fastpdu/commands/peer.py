@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from fastpdu.options import TransportOptions
 
 #: Exit status of each kind of failure; 0 is success, 1 a failure that the peer reports, 2 wrong usage.
-NO_CONNECTION, REJECTED, ABORTED, TIMEOUT, TLS_FAILED = 3, 4, 5, 6, 7
+FAILURE_STATUS, NO_CONNECTION, REJECTED, ABORTED, TIMEOUT, TLS_FAILED = 1, 3, 4, 5, 6, 7
 KINDS = {
-    1: "failure-status",
+    FAILURE_STATUS: "failure-status",
     NO_CONNECTION: "no-connection",
     REJECTED: "rejected",
     ABORTED: "aborted",
@@ -93,7 +93,7 @@ class PeerError(CommandError):
     remedy : str, optional
         What can be done about it.
     status : int
-        `NO_CONNECTION`, `REJECTED`, `ABORTED`, `TIMEOUT` or `TLS_FAILED`.
+        `FAILURE_STATUS`, `NO_CONNECTION`, `REJECTED`, `ABORTED`, `TIMEOUT` or `TLS_FAILED`.
     """
 
     def __init__(self, message: str, remedy: str | None, status: int) -> None:

@@ -26,7 +26,7 @@ class Trial:
     largest_pdu : int
         The largest PDU that was sent.
     latencies : tuple of float
-        Seconds from each request to its response.
+        Seconds from each request to its response, if that was no failure.
     failures : int
         Responses with a failure status.
     bytes_sent : int
@@ -75,7 +75,7 @@ class Trial:
 
     @property
     def count(self) -> int:
-        """How many requests."""
+        """How many requests, without failures."""
         return len(self.latencies)
 
     @property

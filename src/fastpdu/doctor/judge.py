@@ -47,6 +47,10 @@ STALL = 0.030
 #: Stalls per request from which on they are a pattern, not an accident: Nagle's algorithm against delayed ACKs strikes
 #: nearly each time, a busy machine now and then.
 STALL_RATE = 0.25
+#: How many there must be: fewer of a few requests may be accidents all the same.
+LEAST_STALLS = 3
+#: Stalls with QUICKACK on for each one with it off, up to which it is QUICKACK that makes the difference.
+OTHER_STALLS = 0.25
 #: Where QUICKACK cannot be switched: waits that last as long as a system delays its ACKs, in seconds. Linux 40 ms and
 #: Windows 200 ms (each a little more, by its timer), macOS up to 100 ms.
 DELAYED_ACKS = ((0.038, 0.056), (0.095, 0.115), (0.190, 0.230))
@@ -63,6 +67,8 @@ LEAST_TRANSFER = 0.020
 LOSS = 0.01
 #: ... and how many there must be: one or two say nothing.
 LEAST_RETRANSMITS = 5
+#: This side is named if it takes this much of the time, and as long per request as a transfer that counts.
+LEAST_OWN_SHARE = 0.5
 #: Seconds that a peer may take for a request before it is called slow. A C-ECHO needs no work; a C-STORE of half
 #: a megabyte writes it to a disk, and on most to a database, in 10 ms or less.
 PATIENCE = {"echo": 0.010, "store": 0.025}
@@ -187,9 +193,11 @@ def judge(trials: Sequence[Trial]) -> list[Verdict]:
     return sorted(found.values(), key=lambda verdict: -verdict.share)
 
 
-def exit_status(verdicts: Sequence[Verdict]) -> int:
-    """Return the exit status: that of the first verdict, 0 if there is none."""
-    return STATUS[verdicts[0].cause] if verdicts else 0
+def exit_status(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> int:
+    """Return the exit status: that of the first verdict; without one, 1 if the peer has refused something, else 0."""
+    if verdicts:
+        return STATUS[verdicts[0].cause]
+    return int(any(trial.failures for trial in trials))
 
 
 def counterpart(trials: Sequence[Trial], trial: Trial) -> Trial | None:
@@ -234,7 +242,10 @@ def break_down(trial: Trial, partner: Trial | None = None) -> Breakdown:
     number, longer = _stalled(delayed, partner if delayed is trial else trial)
     stalls = take(longer) if delayed is trial else 0.0
     round_trips = take(trial.count * round_trip + _slow_start(trial))
-    moving = trial.bytes_sent / trial.delivery_rate if trial.delivery_rate else 0.0
+    # Without TCP_INFO, what is known of it is how long the kernel did not take more
+    moving = trial.send_blocked_seconds
+    if trial.delivery_rate:
+        moving = trial.bytes_sent / trial.delivery_rate
     if is_far and trial.busy_seconds is not None:
         # What leaves in one flight arrives at a rate with the round trip in it, which shall not count twice
         moving = min(moving, trial.busy_seconds - round_trips)
@@ -275,12 +286,13 @@ def _stalled(trial: Trial, partner: Trial | None) -> tuple[int, float]:
         beyond = [value - usual for value in latencies if value - usual >= STALL]
         # What happens with QUICKACK as well has nothing to do with ACKs
         others = sum(value - usual >= STALL for value in partner.latencies) / partner.count
-        if len(beyond) / trial.count >= STALL_RATE and others <= len(beyond) / trial.count / 2:
+        rate = len(beyond) / trial.count
+        if len(beyond) >= LEAST_STALLS and rate >= STALL_RATE and others <= OTHER_STALLS * rate:
             return len(beyond), sum(beyond)
     elif trial.quickack is None and (trial.round_trip_seconds or 0.0) <= LOCAL_ROUND_TRIP:
         for least, most in DELAYED_ACKS:
             beyond = [value for value in latencies if least <= value <= most]
-            if len(beyond) / trial.count >= 2 * STALL_RATE:
+            if len(beyond) >= LEAST_STALLS and len(beyond) / trial.count >= 2 * STALL_RATE:
                 return len(beyond), sum(beyond)
     return 0, 0.0
 
@@ -504,6 +516,29 @@ def _judge_peer(trial: Trial, parts: Breakdown) -> list[Verdict]:
     ]
     if trial.operation == "echo":
         there = ["look at its CPU: a C-ECHO needs no disk and no database"]
+    # A C-ECHO is too small for windows, buffers and rates
+    known = trial.operation == "echo" or trial.window_seconds is not None
+    text = (
+        f"The peer itself takes {share:.0%} of the time: it has everything of a {name}, and answers "
+        f"{_ms(each)} later."
+    )
+    ruled_out = (
+        f"not explained by the window ({_ms(parts.window)}), our send buffer ({_ms(parts.send_buffer)}) or the "
+        f"network ({_ms(parts.round_trips + parts.transfer)})"
+    )
+    if not known:
+        text = (
+            f"The peer, or the path to it, takes {share:.0%} of the time: after this side has handed over all of a "
+            f"{name}, the answer comes {_ms(each)} later. This platform does not tell how much of that the bytes were "
+            "under way."
+        )
+        ruled_out = (
+            f"not explained by the round trip ({_ms(parts.round_trips)}) or by what blocked this side "
+            f"({_ms(parts.transfer)}); the window, our send buffer and the rate of the network are not known"
+        )
+        there.append(
+            "run the doctor on Linux, where the kernel tells more, to know which of them it is"
+        )
     return [
         Verdict(
             Cause.PEER,
@@ -511,14 +546,12 @@ def _judge_peer(trial: Trial, parts: Breakdown) -> list[Verdict]:
             trial.quickack,
             share,
             each,
-            True,
-            f"The peer itself takes {share:.0%} of the time: it has everything of a {name}, and answers "
-            f"{_ms(each)} later.",
+            known,
+            text,
             (
                 f"median {name} {_ms(trial.summary.median)}, shortest round trip "
                 f"{_ms(trial.round_trip_seconds or 0.0)}",
-                f"not explained by the window ({_ms(parts.window)}), our send buffer ({_ms(parts.send_buffer)}) or the "
-                f"network ({_ms(parts.round_trips + parts.transfer)})",
+                ruled_out,
             ),
             (
                 "several associations at a time, if the peer can work on more than one request",
@@ -527,3 +560,18 @@ def _judge_peer(trial: Trial, parts: Breakdown) -> list[Verdict]:
             tuple(there),
         )
     ]
+
+
+def own_part(trials: Sequence[Trial]) -> tuple[Trial, float] | None:
+    """Return the trial in which this side itself takes most, and its seconds per request, if that is to be felt."""
+    found: tuple[Trial, float] | None = None
+    for trial in trials:
+        parts = break_down(trial, counterpart(trials, trial))
+        each = parts.here / trial.count
+        if (
+            parts.here >= LEAST_OWN_SHARE * parts.total
+            and each >= LEAST_TRANSFER
+            and (found is None or each > found[1])
+        ):
+            found = trial, each
+    return found

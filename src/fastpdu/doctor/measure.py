@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastpdu.bench.series import Identity, make_series
-from fastpdu.commands import CommandError
 from fastpdu.commands import peer as peers
 from fastpdu.doctor.figures import Trial
 from fastpdu.options import TransportOptions
@@ -94,13 +93,18 @@ def measure(
 
 
 def _is_covered(trials: Sequence[Trial], ack: bool | None, limit: int) -> bool:
-    """Whether this limit has been measured already, because the peer takes (about) no longer PDUs than another."""
+    """Whether this limit has been measured already: with another, PDUs were (about) as long as they would be."""
     return any(
         trial.operation == "store"
         and trial.quickack == ack
-        and min(limit, trial.peer_limit or limit) < trial.largest_pdu * 1.1
+        and abs(_longest(trial, limit) - trial.largest_pdu) <= 0.1 * trial.largest_pdu
         for trial in trials
     )
+
+
+def _longest(trial: Trial, limit: int) -> float:
+    """Return about how long PDUs to the peer of a trial, with such images, get under a limit."""
+    return min(limit, trial.peer_limit or limit, trial.bytes_sent / (trial.count + trial.failures))
 
 
 def _images(directory: Path, count: int) -> list[str]:
@@ -141,18 +145,23 @@ def _trial(
             peers.check_going_on(assoc, peer, assoc.send_c_echo(), asked, name)
             requests = [assoc.send_c_echo] * echoes
         before = assoc.transport_stats()
-        latencies, failures = [], 0
+        latencies: list[float] = []
+        failures = 0
         for index, request in enumerate(requests):
             asked = time.perf_counter()
             answer = request(index % 65535 + 1)
-            latencies.append(time.perf_counter() - asked)
+            took = time.perf_counter() - asked
             peers.check_going_on(assoc, peer, answer, asked, name)
             # Warnings (PS3.7 C.3) are stored images
-            failures += answer.Status != 0 and answer.Status >> 12 != 0xB
-        if failures == len(latencies):
-            raise CommandError(
+            if answer.Status == 0 or answer.Status >> 12 == 0xB:
+                latencies.append(took)
+            else:
+                failures += 1
+        if not latencies:
+            raise peers.PeerError(
                 f"{peer} answers each {name} with a failure status, the last with 0x{answer.Status:04X}",
                 "look into the peer's log; a failure tells nothing about its speed",
+                peers.FAILURE_STATUS,
             )
         after = assoc.transport_stats()
         peer_limit = announced_limit(assoc)
@@ -188,7 +197,7 @@ def _figures(
         figures = {
             "round_trip_seconds": seconds(tcp.min_rtt_us),
             "retransmits": during("retransmits"),
-            "segments": sent // tcp.snd_mss + len(latencies) if tcp.snd_mss else None,
+            "segments": sent // tcp.snd_mss + len(latencies) + failures if tcp.snd_mss else None,
             "delivery_rate": tcp.delivery_rate,
             "window_seconds": seconds(during("rwnd_limited_us")),
             "send_buffer_seconds": seconds(during("sndbuf_limited_us")),

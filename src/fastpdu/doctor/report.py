@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from fastpdu.doctor.figures import Trial
-from fastpdu.doctor.judge import Verdict, break_down, counterpart, exit_status
+from fastpdu.doctor.judge import (
+    LEAST_STALLS,
+    Verdict,
+    break_down,
+    counterpart,
+    exit_status,
+    own_part,
+)
 
 SCHEMA = 1
 _WIDTH = 110
@@ -43,8 +50,8 @@ def as_dict(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[str, A
         What it means.
     """
     return {
-        "exit_status": exit_status(verdicts),
-        "healthy": not verdicts,
+        "exit_status": exit_status(trials, verdicts),
+        "healthy": _is_healthy(trials, verdicts),
         "verdicts": [verdict.as_dict() for verdict in verdicts],
         "trials": [
             {
@@ -76,13 +83,30 @@ def show(trials: Sequence[Trial], verdicts: Sequence[Verdict], title: str, strea
         _show_rich(rows, title, stream)
     except ImportError:
         _show_plain(rows, title, stream)
-    if not verdicts:
+    own = own_part(trials)
+    if own is not None:
+        _wrapped(
+            f"This side itself takes {_figure(own[1])} ms per C-{own[0].operation.upper()}, reading files and making "
+            "requests: look at the CPU and the disk of this host.",
+            "",
+            stream,
+        )
+    elif _is_healthy(trials, verdicts):
         _wrapped(HEALTHY, "", stream)
     for number, verdict in enumerate(verdicts, 1):
         _show_verdict(number, verdict, stream)
     if any(trial.failures for trial in trials):
         failed = sum(trial.failures for trial in trials)
-        print(f"\n{failed} responses had a failure status: see the peer's log.", file=stream)
+        total = failed + sum(trial.count for trial in trials)
+        print(
+            f"\n{failed} of {total} responses had a failure status: see the peer's log. Their times are left out.",
+            file=stream,
+        )
+    if any(trial.quickack is not None and trial.count < LEAST_STALLS for trial in trials):
+        print(
+            f"\nLess than {LEAST_STALLS} requests per trial cannot show stalls: ask for more (--echo, --store).",
+            file=stream,
+        )
     if not any(trial.operation == "store" for trial in trials):
         print(
             "\nC-ECHO alone does not show windows, buffers and disks: --store N does (the peer stores the images).",
@@ -90,6 +114,10 @@ def show(trials: Sequence[Trial], verdicts: Sequence[Verdict], title: str, strea
         )
     if all(trial.window_seconds is None for trial in trials):
         print("\nThis platform does not tell about windows and send buffers.", file=stream)
+
+
+def _is_healthy(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> bool:
+    return not verdicts and not any(trial.failures for trial in trials)
 
 
 def _row(trials: Sequence[Trial], trial: Trial) -> list[str]:
@@ -122,8 +150,10 @@ def _show_rich(rows: Sequence[Sequence[str]], title: str, stream: TextIO) -> Non
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    # (an AE title may look like markup)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
     for index, column in enumerate(_COLUMNS):
         table.add_column(column, justify="right" if index > 1 else "left")
     for row in rows:
