@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import fastpdu
+from fastpdu import cli
 from fastpdu.bench import cells, peers, stall, sweep, verify, waits
 from fastpdu.bench.cells import Cell, Outcome, Tools
 from fastpdu.bench.errors import BenchError
@@ -380,3 +381,10 @@ def test_pynetdicom_scripts_are_not_dcmtk(tmp_path: Path, monkeypatch: pytest.Mo
     assert found is not None
     assert found.storescp == str(tmp_path / "second" / "storescp")
     assert found.version == "v3.6.7 2022"
+
+
+def test_a_cell_of_another_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is measured, and not as a result without rows."""
+    arguments = ["bench", "stall", "--parts", "send", "--rows", "dcmqrscp:fastpdu"]
+    assert cli.main(arguments) != 0
+    assert "dcmqrscp:fastpdu: no cell of --parts send" in capsys.readouterr().err

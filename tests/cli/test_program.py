@@ -31,6 +31,26 @@ def program(*arguments: str, env: dict[str, str] | None = None) -> subprocess.Co
     )
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize("stream", ["<&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_failure(stream: str) -> None:
+    """Nothing can be said then, but what was asked for is done, and no socket gets the number of a stream."""
+    server = fastpdu.AE()
+    server.add_supported_context("1.2.840.10008.1.1")
+    scp = server.start_server(("127.0.0.1", 0), block=False)
+    try:
+        command = [sys.executable, "-m", "fastpdu", "echo", "127.0.0.1", str(scp.server_address[1])]
+        done = subprocess.run(
+            ["sh", "-c", f'"$@" {stream}', "sh", *command],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    finally:
+        scp.shutdown()
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--help"])

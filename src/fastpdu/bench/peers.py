@@ -156,8 +156,9 @@ def free_port() -> int:
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    # The stock row must not inherit what the user set for himself.
-    clean = {name: value for name, value in os.environ.items() if name != "TCP_NODELAY"}
+    # The stock row must not inherit what the user set for DCMTK.
+    own = ("TCP_NODELAY", "TCP_BUFFER_LENGTH")
+    clean = {name: value for name, value in os.environ.items() if name not in own}
     return {**clean, **extra}
 
 

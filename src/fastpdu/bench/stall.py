@@ -146,6 +146,11 @@ def check_arguments(args: argparse.Namespace) -> None:
         return
     if args.parts is not None and not set(args.parts) <= set(cells.PARTS):
         raise BenchError("--rows is for the parts with cells: " + ", ".join(cells.PARTS))
+    parts = args.parts or list(cells.PARTS)
+    offered = {name for part in parts for name in _names(part)}
+    strange = [name for name in args.rows if name not in offered]
+    if strange:
+        raise BenchError(f"{', '.join(strange)}: no cell of --parts {','.join(parts)}")
     tools = cells.find_tools()
     for name in args.rows:
         for end in name.split(":"):
@@ -391,11 +396,15 @@ def waits_per_1000(row: Row) -> float | None:
     return statistics.median(counted) * 1000 / row.items if counted else None
 
 
+def _names(part: str) -> set[str]:
+    return {f"{sender}:{receiver}" for sender, receiver in cells.PARTS[part]}
+
+
 def _estimate(args: argparse.Namespace, plan: _Plan, parts: Sequence[str]) -> float:
     total = 0.0
     for part in parts:
         if part in cells.PARTS:
-            names = {f"{sender}:{receiver}" for sender, receiver in cells.PARTS[part]}
+            names = _names(part)
             wanted = names if args.rows is None else names & set(args.rows)
             total += len(wanted) * _CELL * (plan.runs + 0.5)
         elif part == "cost":
