@@ -11,7 +11,7 @@ import struct
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -842,25 +842,31 @@ def test_release_collision_of_the_requestor(world: kit.World) -> None:
     assert acceptor.results == [True]
 
 
+def collide(server: kit.Server, peer: raw.Peer, before_answer: Callable[[], object]) -> None:
+    """Release an association on both sides at once, the acceptor's first, and see it through."""
+    acceptor = server.one()
+    releasing = threading.Thread(target=acceptor.release, name="user")
+    releasing.start()
+    peer.expect(raw.RELEASE_RQ)
+    peer.send(raw.RELEASE_RQ_PDU)
+    time.sleep(0.05)  # its A-RELEASE-RQ is to be read before its A-RELEASE-RP
+    before_answer()
+    peer.send(raw.RELEASE_RP_PDU)
+    peer.expect(raw.RELEASE_RP)
+    peer.close()
+    releasing.join(kit.DEADLINE)
+    assert not releasing.is_alive()
+    assert acceptor.is_released
+    server.quiet()
+
+
 @pytest.mark.skipif(KIND == "stock", reason="stock closes before its A-RELEASE-RP has left")
 def test_release_collision_of_the_acceptor(world: kit.World) -> None:
     """Sta7 -> AR-8 -> Sta10: the acceptor waits for the A-RELEASE-RP, then answers (AR-4)."""
     server = serve(world)
     with raw.dial(server.address) as peer:
         peer.associate()
-        acceptor = server.one()
-        releasing = threading.Thread(target=acceptor.release, name="user")
-        releasing.start()
-        peer.expect(raw.RELEASE_RQ)
-        peer.send(raw.RELEASE_RQ_PDU)
-        time.sleep(0.05)  # its A-RELEASE-RQ is to be read before its A-RELEASE-RP
-        peer.send(raw.RELEASE_RP_PDU)
-        peer.expect(raw.RELEASE_RP)
-        peer.close()
-        releasing.join(kit.DEADLINE)
-        assert not releasing.is_alive()
-    assert acceptor.is_released
-    server.quiet()
+        collide(server, peer, lambda: None)
 
 
 def test_data_after_our_release_request(world: kit.World) -> None:
@@ -930,22 +936,9 @@ def test_a_response_after_a_release_collision_of_the_acceptor(world: kit.World) 
     server = serve(world, [(evt.EVT_C_ECHO, handler)])
     with raw.dial(server.address) as peer:
         peer.associate()
-        acceptor = server.one()
         peer.send(raw.echo())
         assert handler.runs.wait(kit.DEADLINE)
-        releasing = threading.Thread(target=acceptor.release, name="user")
-        releasing.start()
-        peer.expect(raw.RELEASE_RQ)
-        peer.send(raw.RELEASE_RQ_PDU)
-        time.sleep(0.05)  # its A-RELEASE-RQ is to be read before its A-RELEASE-RP
-        handler.end()
-        peer.send(raw.RELEASE_RP_PDU)
-        peer.expect(raw.RELEASE_RP)
-        peer.close()
-        releasing.join(kit.DEADLINE)
-        assert not releasing.is_alive()
-    assert acceptor.is_released
-    server.quiet()
+        collide(server, peer, handler.end)
 
 
 def test_data_after_an_abort(world: kit.World) -> None:
