@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import programs
 
 import fastpdu
 from fastpdu import cli
@@ -255,9 +256,7 @@ def test_interrupted_bench_leaves_nothing_behind(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a shell's background jobs ignore it
+        preexec_fn=programs.PREEXEC,
     )
     deadline = time.monotonic() + 30
     while not list(tmp_path.glob("*/*.dcm")):

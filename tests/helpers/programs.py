@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,15 @@ def _command(before: str) -> list[str]:
     """The command `fastpdu`, in a process that first runs the code `before`."""
     code = f"{before}\nfrom fastpdu import cli\nraise SystemExit(cli.main())"
     return [sys.executable, "-c", code] if before else FASTPDU
+
+
+def heed_interrupts() -> None:
+    """Do what a shell does not do for its background jobs, in a child: have SIGINT not ignored (`preexec_fn`)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+# (there is no such thing on Windows)
+PREEXEC = heed_interrupts if os.name == "posix" else None
 
 
 class Receiver:
@@ -74,6 +84,7 @@ def receiver(
         [*command, "--json", "--quiet", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=PREEXEC,
     )
     made = Receiver(process)
     try:
@@ -96,6 +107,7 @@ def start_send(port: int, *arguments: object, before: str = "") -> subprocess.Po
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=PREEXEC,
     )
 
 

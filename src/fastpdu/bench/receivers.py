@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -267,7 +266,8 @@ def _by_program(name: str, maximum: int) -> Iterator[Receiver]:
                 if found is None:
                     raise BenchError(f"fastpdu recv does not say where it listens: {line!r}")
                 yield _IntoFiles(int(found[1]), process.pid, Path(directory))
-                process.send_signal(signal.SIGINT)
+                # (SIGINT may be ignored, if this runs in the background of a shell)
+                process.terminate()
                 if process.wait(30) != 0:
                     raise BenchError(f"fastpdu recv ended with status {process.returncode}")
             finally:
