@@ -7,3 +7,7 @@ from fastpdu.commands import CommandError
 
 class BenchError(CommandError):
     """A measurement could not be made, or its result cannot be trusted."""
+
+
+class LostResponse(BenchError):
+    """A request was not answered in time, or its response was lost on this side."""

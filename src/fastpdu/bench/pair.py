@@ -18,7 +18,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 import fastpdu
-from fastpdu.bench.errors import BenchError
+from fastpdu.bench.errors import BenchError, LostResponse
 from fastpdu.bench.series import Instance
 
 __all__ = [
@@ -143,6 +143,7 @@ def associate(
     fast: bool | None = None,
     handler: Handler | None = None,
     tls: ssl.SSLContext | None = None,
+    dimse_timeout: float = 120,
 ) -> Association:
     """Open an association to an SCP of `scp`.
 
@@ -164,6 +165,8 @@ def associate(
         The EVT_C_STORE handler of a C-GET: the SCP role is asked for.
     tls : ssl.SSLContext, optional
         Connect with TLS; the certificate of the SCP is one for "localhost".
+    dimse_timeout : float
+        Seconds to wait for a response.
 
     Returns
     -------
@@ -173,7 +176,7 @@ def associate(
     entity = AE(ae_title=title)
     entity.network_timeout = 600
     entity.acse_timeout = 120
-    entity.dimse_timeout = 120
+    entity.dimse_timeout = dimse_timeout
     for sop_class, syntax in contexts:
         entity.add_requested_context(sop_class, syntax)
     if not contexts:
@@ -275,7 +278,9 @@ def echo(association: Association, count: int) -> float:
     start = time.perf_counter()
     for _ in range(count):
         status = association.send_c_echo()
-        if not status or status.Status != 0x0000:
+        if not status:
+            raise LostResponse("a C-ECHO has no response")
+        if status.Status != 0x0000:
             raise BenchError(f"C-ECHO failed: {_describe(status)}")
     return time.perf_counter() - start
 

@@ -11,6 +11,7 @@ import gc
 import time
 
 from fastpdu.bench import pair, verify
+from fastpdu.bench.errors import LostResponse
 from fastpdu.bench.options import positive, row_names
 from fastpdu.bench.progress import progress
 from fastpdu.bench.report import Goal, Report, Row
@@ -30,6 +31,8 @@ examples:
 
 ROWS = ("fastpdu", "stock")
 _EXPECTED = {"fastpdu": 0.00015, "stock": 0.006}
+# Seconds to wait for a C-ECHO response, and how many runs of stock's may have lost one
+_PATIENCE, _TRIES = 15.0, 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,9 +59,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _echo_run(name: str, count: int) -> float:
+def _echo_run(name: str, count: int, notes: list[str]) -> float:
+    """Return the seconds of C-ECHOs over an association of their own.
+
+    pynetdicom's reactor now and then takes the response to a request of its own association for a message to be served,
+    and nobody gets it. That run is made again; ours has no such excuse.
+    """
+    tries = _TRIES if name == "stock" else 1
+    while True:
+        tries -= 1
+        try:
+            return _echo_once(name, count)
+        except LostResponse:
+            if not tries:
+                raise
+            notes.append("pynetdicom, stock: a C-ECHO response was lost, the run was made again")
+
+
+def _echo_once(name: str, count: int) -> float:
     with pair.transport(name), pair.scp(None) as port:
-        association = pair.associate(port, fast=name == "fastpdu")
+        association = pair.associate(port, fast=name == "fastpdu", dimse_timeout=_PATIENCE)
         # The first round trips pay for what is imported and built once.
         pair.echo(association, 10)
         elapsed = pair.echo(association, count)
@@ -114,7 +134,7 @@ def run(args: argparse.Namespace) -> Report:
                 bar.phase(f"{labels[name]}: run {number + 1} of {args.runs}")
                 gc.collect()
                 cpu = time.process_time()
-                echo_rows[name].samples.append(_echo_run(name, echoes[name]))
+                echo_rows[name].samples.append(_echo_run(name, echoes[name], report.notes))
                 echo_rows[name].details.setdefault("cpu_samples", []).append(
                     time.process_time() - cpu
                 )
