@@ -477,7 +477,11 @@ def on_terminal(command: list[str]) -> tuple[subprocess.Popen[bytes], Any]:
     """Start a program whose stderr is a terminal; the process and a function that returns what it has shown."""
     ours, theirs = os.openpty()
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+        preexec_fn=programs.PREEXEC,
     )
     os.close(theirs)
     shown: list[bytes] = []
