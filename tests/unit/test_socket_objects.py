@@ -182,7 +182,7 @@ def test_files_of_any_length_in_parts(
 @socket_impls
 @pytest.mark.parametrize("missing", [1, 300_000, 599_999])
 def test_a_file_that_is_too_short(impl: Impl, made: list[Any], missing: int, tmp_path: Any) -> None:
-    """What was put together is not sent; if nothing has left, the connection is as good as before."""
+    """What was read of the last piece is not sent, and no PDU is cut: the connection is as good as before."""
     conn, sock = opened(impl, made)
     path = tmp_path / "data"
     path.write_bytes(noise(600_000 - missing))

@@ -49,9 +49,10 @@ def as_dict(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> dict[str, A
     verdicts : sequence of Verdict
         What it means.
     """
+    status = exit_status(trials, verdicts)
     return {
-        "exit_status": exit_status(trials, verdicts),
-        "healthy": _is_healthy(trials, verdicts),
+        "exit_status": status,
+        "healthy": status == 0,
         "verdicts": [verdict.as_dict() for verdict in verdicts],
         "trials": [
             {
@@ -91,12 +92,12 @@ def show(trials: Sequence[Trial], verdicts: Sequence[Verdict], title: str, strea
             "",
             stream,
         )
-    elif _is_healthy(trials, verdicts):
+    elif exit_status(trials, verdicts) == 0:
         _wrapped(HEALTHY, "", stream)
     for number, verdict in enumerate(verdicts, 1):
         _show_verdict(number, verdict, stream)
-    if any(trial.failures for trial in trials):
-        failed = sum(trial.failures for trial in trials)
+    failed = sum(trial.failures for trial in trials)
+    if failed:
         total = failed + sum(trial.count for trial in trials)
         print(
             f"\n{failed} of {total} responses had a failure status: see the peer's log. Their times are left out.",
@@ -114,10 +115,6 @@ def show(trials: Sequence[Trial], verdicts: Sequence[Verdict], title: str, strea
         )
     if all(trial.window_seconds is None for trial in trials):
         print("\nThis platform does not tell about windows and send buffers.", file=stream)
-
-
-def _is_healthy(trials: Sequence[Trial], verdicts: Sequence[Verdict]) -> bool:
-    return not verdicts and not any(trial.failures for trial in trials)
 
 
 def _row(trials: Sequence[Trial], trial: Trial) -> list[str]:
