@@ -64,8 +64,11 @@ cdef extern from "_fastpdu_sys.h" nogil:
         FP_IN
         FP_OUT
         FP_WAKE
+        FP_PAGE
     uint32_t fp_get32(const unsigned char *p)
     void fp_put32(unsigned char *p, uint32_t v)
+    void fp_copy(void *to, const void *origin, size_t n)
+    void *fp_malloc_page(size_t n)
     int64_t fp_now()
     int fp_dup(int fd)
     int fp_open(const char *path)
@@ -129,6 +132,7 @@ cdef enum:
     STAGE = 320 * 1024  # bytes of one write of the socket-object backend
     INBOX = 64 * 1024  # bytes that it reads without giving up the GIL
     RECORD = 16 * 1024  # bytes of a TLS record: one system call each
+    SKEW = 320  # bytes by which each use of a buffer for TLS begins further on in its page
     FIRST_DATA = 16 * 1024  # first allocation for a data set whose size cannot be guessed
     MAX_GUESS = 64 * 1024 * 1024
     MAX_GROWTH = 256 * 1024 * 1024
@@ -320,7 +324,7 @@ cdef Chunk take_chunk(size_t size) noexcept nogil:
         PyThread_release_lock(spares_lock)
     if chunk.size < size:
         free(chunk.at)
-        chunk.at = <unsigned char *>malloc(size)
+        chunk.at = <unsigned char *>fp_malloc_page(size)
         chunk.size = size
     return chunk
 
@@ -1521,7 +1525,7 @@ cdef class Connection:
         self.sinking = fd >= 0 or drain
         if self.sinking:
             if self.sink_buffer == NULL:
-                self.sink_buffer = <unsigned char *>malloc(SINK)
+                self.sink_buffer = <unsigned char *>fp_malloc_page(SINK)
                 if self.sink_buffer == NULL:
                     self.sinking = False
                     raise MemoryError
@@ -1745,7 +1749,7 @@ cdef class Connection:
         chunk.at = NULL
         if length > 0:
             # Before anything leaves
-            chunk = take_chunk(whole + self.packed if whole + self.packed < length else <size_t>length)
+            chunk = take_chunk(FP_PAGE + (whole + self.packed if whole + self.packed < length else <size_t>length))
             if chunk.at == NULL:
                 return R_NOMEM
         code = self._frame(context, 1, command.views, command.total, True, fragment, patience)
@@ -1763,7 +1767,7 @@ cdef class Connection:
         self, int context, unsigned char *chunk, size_t whole, int fd, int64_t offset, uint64_t length,
         uint32_t fragment, int64_t patience, bint in_turn,
     ) noexcept nogil:
-        """Send a range of a file through a buffer of `whole` bytes and what is packed beside the command set.
+        """Send a range of a file through a buffer of `whole` bytes, what is packed beside the command set, and a page.
 
         `in_turn`: whether the end of it has to wait for its turn. (A file of many chunks would keep others waiting.)
         """
@@ -1771,13 +1775,16 @@ cdef class Connection:
         cdef size_t got
         cdef int64_t r
         cdef Py_buffer view
+        cdef unsigned char *at
         cdef int code = R_OK
         while code == R_OK and length > 0:
             if size > length:
                 size = <size_t>length
+            # As far into its page as in the file
+            at = chunk + offset % FP_PAGE
             got = 0
             while got < size:
-                r = fp_pread(fd, chunk + got, size - got, offset)
+                r = fp_pread(fd, at + got, size - got, offset)
                 if r <= 0:
                     # The PDUs that are in the vectors already must not leave alone
                     self._clear_vectors()
@@ -1792,7 +1799,7 @@ cdef class Connection:
                 if self.cancelled or self.closing:
                     self._clear_vectors()
                     return R_CANCELLED
-            view.buf = chunk
+            view.buf = at
             view.len = <Py_ssize_t>size
             code = self._frame(context, 0, &view, size, length == 0, fragment, patience)
             if code == R_OK:
@@ -2303,7 +2310,7 @@ cdef class SocketConnection(Connection):
     cdef object stage, inbox  # what is written and read, as views of byte arrays
     cdef char *stage_bytes
     cdef char *inbox_bytes
-    cdef size_t stage_size, staged, inbox_size, inbox_at, inbox_end
+    cdef size_t stage_size, stage_at, staged, inbox_size, inbox_at, inbox_begin, inbox_end
     cdef bint insists  # the TLS layer wants the same bytes again
     cdef bint drained  # the object has given all that it had
     cdef object late  # an error that came after bytes had
@@ -2373,7 +2380,7 @@ cdef class SocketConnection(Connection):
         limit = got
         for i in range(n):
             part = v[i].iov_len if v[i].iov_len < got else got
-            memcpy(v[i].iov_base, self.inbox_bytes + self.inbox_at, part)
+            fp_copy(v[i].iov_base, self.inbox_bytes + self.inbox_at, part)
             self.inbox_at += part
             got -= part
             if got == 0:
@@ -2387,37 +2394,39 @@ cdef class SocketConnection(Connection):
     cdef int64_t _fill(self, size_t limit) noexcept:
         """Read up to `limit` bytes into the inbox, one TLS record after the other: more than 0, or as `_recvv`."""
         cdef size_t n
-        self.inbox_at = self.inbox_end = 0
+        cdef size_t begin = (self.inbox_begin + SKEW) % FP_PAGE
+        cdef size_t end = begin + limit
+        self.inbox_begin = self.inbox_at = self.inbox_end = begin
         try:
             if self.late is not None:
                 error, self.late = self.late, None
                 raise error
             if self.inbox_size < limit:
-                self.inbox = memoryview(bytearray(limit))
+                self.inbox = memoryview(bytearray(limit + FP_PAGE))
                 self.inbox_bytes = PyByteArray_AsString(self.inbox.obj)
                 self.inbox_size = limit
             self.drained = False
-            while self.inbox_end < limit:
-                view = self.inbox[self.inbox_end:limit]
+            while self.inbox_end < end:
+                view = self.inbox[self.inbox_end:end]
                 with self.io_lock:
                     self.extra_events = 0
-                    n = self.recv_into(view) if self.read is None else self.read(limit - self.inbox_end, view)
-                    if n > limit - self.inbox_end:
-                        raise ValueError(f"recv_into tells {n} bytes of a buffer of {limit - self.inbox_end}")
+                    n = self.recv_into(view) if self.read is None else self.read(end - self.inbox_end, view)
+                    if n > end - self.inbox_end:
+                        raise ValueError(f"recv_into tells {n} bytes of a buffer of {end - self.inbox_end}")
                     self.inbox_end += n
                     # After a full record there are mostly more: asking the kernel first would be a waste
-                    if 0 < n < RECORD and self.inbox_end < limit and not self._may_have_more():
+                    if 0 < n < RECORD and self.inbox_end < end and not self._may_have_more():
                         self.drained = self.pending is None or self.pending() == 0
                 if n == 0 or self.drained:
                     break
         except BaseException as error:
-            if self.inbox_end == 0 or not isinstance(error, OSError):
+            if self.inbox_end == begin or not isinstance(error, OSError):
                 # What has arrived stays in the inbox
                 return self._status(error)
             self.drained = isinstance(error, (SSLWantReadError, BlockingIOError))
             if not self.drained:
                 self.late = error
-        return <int64_t>self.inbox_end
+        return <int64_t>(self.inbox_end - begin)
 
     cdef int64_t _sendv(self, fp_iov *v, int n) noexcept nogil:
         cdef size_t size = 0
@@ -2436,9 +2445,10 @@ cdef class SocketConnection(Connection):
                 if status < 0:
                     return status
             self.staged = size
+            self.stage_at = (self.stage_at + SKEW) % FP_PAGE
             for i in range(n):
                 part = v[i].iov_len if v[i].iov_len < size - at else size - at
-                memcpy(self.stage_bytes + at, v[i].iov_base, part)
+                fp_copy(self.stage_bytes + self.stage_at + at, v[i].iov_base, part)
                 at += part
                 if at == size:
                     break
@@ -2447,7 +2457,7 @@ cdef class SocketConnection(Connection):
                 with self.io_lock:
                     self.extra_events = 0
                     self.insists = False
-                    sent = self.write(self.stage[:self.staged])
+                    sent = self.write(self.stage[self.stage_at:self.stage_at + self.staged])
                 if not 0 <= sent <= <int64_t>self.staged:
                     raise ValueError(f"send tells {sent} bytes of a buffer of {self.staged}")
                 return sent
@@ -2460,7 +2470,7 @@ cdef class SocketConnection(Connection):
         """Make room for `size` bytes, and not for many more: most of those who only answer never need it."""
         try:
             size = (size + RECORD - 1) & ~(<size_t>RECORD - 1)
-            self.stage = memoryview(bytearray(size))
+            self.stage = memoryview(bytearray(size + FP_PAGE))
             self.stage_bytes = PyByteArray_AsString(self.stage.obj)
             self.stage_size = size
             return 0

@@ -180,6 +180,30 @@ def test_files_of_any_length_in_parts(
 
 
 @socket_impls
+@pytest.mark.parametrize("source", ["memory", "file"])
+def test_buffers_that_begin_anywhere(
+    impl: Impl, made: list[Any], source: str, tmp_path: Any
+) -> None:
+    """How far a buffer is into its page changes with each write; some distances are copied in another way."""
+    conn, sock = opened(impl, made)
+    data = noise(70_000)
+    path = tmp_path / "data"
+    path.write_bytes(data)
+    whole = b"".join(frame(1, STORE, data, 16382, 0))
+    with path.open("rb") as file:
+        for _ in range(130):
+            sock.written = b""
+            if source == "file":
+                conn.send_file(1, STORE, file.fileno(), 0, len(data), max_pdu=16382)
+            else:
+                conn.send(1, STORE, data, max_pdu=16382)
+            assert sock.written == whole
+    conn, sock = opened(impl, made, *records(whole * 130, RECORD))
+    for _ in range(130):
+        assert conn.receive(PATIENCE).data == data
+
+
+@socket_impls
 @pytest.mark.parametrize("missing", [1, 300_000, 599_999])
 def test_a_file_that_is_too_short(impl: Impl, made: list[Any], missing: int, tmp_path: Any) -> None:
     """What was read of the last piece is not sent, and no PDU is cut: the connection is as good as before."""

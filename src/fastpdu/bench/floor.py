@@ -14,6 +14,7 @@ The floor of a long link waits for one reply only, after the last file.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import socket
 import ssl
@@ -34,6 +35,11 @@ Lead: TypeAlias = Callable[[int], int]
 
 REPLY = bytes(100)
 _BINARY = getattr(os, "O_BINARY", 0)
+
+
+def _buffer(size: int) -> memoryview:
+    """Return a buffer that begins with a page: elsewhere copies may be far slower (docs/measurements.md)."""
+    return memoryview(mmap.mmap(-1, size))
 
 
 def _read_file(path: str, view: memoryview) -> None:
@@ -88,7 +94,7 @@ def _exchange(
                 accepted, _ = listener.accept()
                 with _secured(accepted, tls, server_side=True) as connection:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    view = memoryview(bytearray(largest))
+                    view = _buffer(largest)
                     for item in instances:
                         whole = view[: item.size]
                         _receive_exactly(connection, whole)
@@ -103,7 +109,7 @@ def _exchange(
         address = ("127.0.0.1", lead(port) if lead else port)
         with _secured(socket.create_connection(address), tls, server_side=False) as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            view = memoryview(bytearray(largest))
+            view = _buffer(largest)
             reply = memoryview(bytearray(len(REPLY)))
             start = time.perf_counter()
             for item in instances:
