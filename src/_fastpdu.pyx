@@ -39,6 +39,10 @@ from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memmove
 
 cdef extern from "Python.h":
+    long PyLong_AsLongAndOverflow(object, int *)
+    bint PyUnicode_IS_COMPACT_ASCII(object)
+    Py_ssize_t PyUnicode_GET_LENGTH(object)
+    void *PyUnicode_DATA(object)
     int _PyBytes_Resize(PyObject **, Py_ssize_t) except -1
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *, Py_ssize_t) except NULL
     char *bytes_at "PyBytes_AsString"(PyObject *)
@@ -2406,19 +2410,24 @@ cdef class SocketConnection(Connection):
                 self.inbox_bytes = PyByteArray_AsString(self.inbox.obj)
                 self.inbox_size = limit
             self.drained = False
-            while self.inbox_end < end:
-                view = self.inbox[self.inbox_end:end]
-                with self.io_lock:
-                    self.extra_events = 0
-                    n = self.recv_into(view) if self.read is None else self.read(end - self.inbox_end, view)
+            with self.io_lock:
+                self.extra_events = 0
+                read = self.read
+                # What SSLSocket.read calls, once it has seen that the object is there
+                inner = None if read is None else getattr(self.sock, "_sslobj", None)
+                if inner is not None:
+                    read = inner.read
+                while self.inbox_end < end:
+                    view = self.inbox[self.inbox_end:end]
+                    n = self.recv_into(view) if read is None else read(end - self.inbox_end, view)
                     if n > end - self.inbox_end:
                         raise ValueError(f"recv_into tells {n} bytes of a buffer of {end - self.inbox_end}")
                     self.inbox_end += n
                     # After a full record there are mostly more: asking the kernel first would be a waste
                     if 0 < n < RECORD and self.inbox_end < end and not self._may_have_more():
                         self.drained = self.pending is None or self.pending() == 0
-                if n == 0 or self.drained:
-                    break
+                    if n == 0 or self.drained:
+                        break
         except BaseException as error:
             if self.inbox_end == begin or not isinstance(error, OSError):
                 # What has arrived stays in the inbox
@@ -2657,65 +2666,116 @@ def encode_command(elements):
         If an element is unknown, or a value does not fit it.
     """
     cdef unsigned char buffer[8192]  # twice what all elements need at their longest
+    cdef dict given = elements if type(elements) is dict else dict(elements)
     cdef size_t at = 12
-    cdef size_t length
-    cdef int element, kind
+    cdef int64_t length
+    cdef int element
+    cdef int last = 0
     cdef object number_of, value
-    cdef bytes text
-    cdef tuple tags
-    cdef uint64_t number
-    for number_of in sorted(elements):
-        value = elements[number_of]
-        if value is None or number_of == 0:
+    for number_of, value in given.items():
+        if value is None:
             continue
-        if not 0 < number_of < 0x1032 or kinds[<int>number_of] == 0:
-            raise CommandError(f"(0000,{number_of:04X}) is not a command element")
-        element = number_of
-        kind = kinds[element]
+        element = element_of(number_of)
+        if element == 0:
+            continue
+        if element < last:
+            return encode_command(dict(sorted(given.items())))
+        last = element
         if at + 8 + LONGEST_VALUE > sizeof(buffer):
             raise CommandError("the command set is too long")
-        put16(buffer + at, 0)
-        put16(buffer + at + 2, element)
-        try:
-            if kind == V_US or kind == V_UL:
-                number = operator.index(value)
-                if number > (0xFFFF if kind == V_US else 0xFFFFFFFF):
-                    raise OverflowError
-                length = 2 if kind == V_US else 4
-                put16(buffer + at + 8, number & 0xFFFF)
-                if kind == V_UL:
-                    put16(buffer + at + 10, number >> 16)
-            elif kind == V_AT:
-                tags = tuple(value)
-                if len(tags) > LONGEST_VALUE // 4:
-                    raise OverflowError
-                length = 0
-                for tag in tags:
-                    number = operator.index(tag)
-                    if number > 0xFFFFFFFF:
-                        raise OverflowError
-                    put16(buffer + at + 8 + length, number >> 16)
-                    put16(buffer + at + 10 + length, number & 0xFFFF)
-                    length += 4
-            else:
-                if not isinstance(value, str):
-                    raise TypeError("text is needed")
-                text = value.encode("ascii")
-                length = len(text)
-                if length > LONGEST_TEXT:
-                    raise OverflowError
-                memcpy(buffer + at + 8, PyBytes_AsString(text), length)
-                if length & 1:
-                    buffer[at + 8 + length] = 0 if kind == V_UI else 0x20
-                    length += 1
-        except (TypeError, OverflowError, UnicodeEncodeError) as error:
-            raise CommandError(f"(0000,{element:04X}) cannot hold {value!r}") from error
+        put32(buffer + at, <uint32_t>element << 16)
+        length = put_plain_value(buffer + at + 8, kinds[element], value)
+        if length < 0:
+            try:
+                length = put_value(buffer + at + 8, kinds[element], value)
+            except (TypeError, OverflowError, UnicodeEncodeError) as error:
+                raise CommandError(f"(0000,{element:04X}) cannot hold {value!r}") from error
         put32(buffer + at + 4, <uint32_t>length)
-        at += 8 + length
+        at += 8 + <size_t>length
     put32(buffer, 0)
     put32(buffer + 4, 4)
     put32(buffer + 8, <uint32_t>(at - 12))
     return PyBytes_FromStringAndSize(<char *>buffer, <Py_ssize_t>at)
+
+
+cdef int element_of(object number) except -1:
+    """Return the number of a command element, 0 for the group length.
+
+    Raises
+    ------
+    CommandError
+        If there is no such element.
+    """
+    cdef int overflow = 0
+    cdef long n = PyLong_AsLongAndOverflow(operator.index(number) if type(number) is not int else number, &overflow)
+    if overflow or n < 0 or n >= 0x1032 or (n > 0 and kinds[n] == 0):
+        raise CommandError(f"(0000,{number:04X}) is not a command element")
+    return <int>n
+
+
+cdef int64_t put_plain_value(unsigned char *p, int kind, object value) noexcept:
+    """Encode a number or a text as nearly all are, without exceptions; its length, or -1: ask `put_value`."""
+    cdef long number
+    cdef int overflow
+    cdef Py_ssize_t n
+    if kind == V_US and type(value) is int:
+        number = PyLong_AsLongAndOverflow(value, &overflow)
+        if overflow or not 0 <= number <= 0xFFFF:
+            return -1
+        put16(p, <uint32_t>number)
+        return 2
+    if kind >= V_UI and isinstance(value, str) and PyUnicode_IS_COMPACT_ASCII(value):
+        n = PyUnicode_GET_LENGTH(value)
+        if n > LONGEST_TEXT:
+            return -1
+        memcpy(p, PyUnicode_DATA(value), n)
+        return pad(p, n, kind)
+    return -1
+
+
+cdef int64_t pad(unsigned char *p, int64_t n, int kind) noexcept:
+    """Make a text as long as it has to be."""
+    if n & 1:
+        p[n] = 0 if kind == V_UI else 0x20
+        n += 1
+    return n
+
+
+cdef int64_t put_value(unsigned char *p, int kind, object value) except -1:
+    """Encode a value; return its length, or raise TypeError, OverflowError or UnicodeEncodeError."""
+    cdef int64_t length = 0
+    cdef uint64_t number
+    cdef bytes text
+    cdef tuple tags
+    if kind == V_US or kind == V_UL:
+        number = operator.index(value)
+        if number > (0xFFFF if kind == V_US else 0xFFFFFFFF):
+            raise OverflowError
+        put16(p, number & 0xFFFF)
+        if kind == V_US:
+            return 2
+        put16(p + 2, number >> 16)
+        return 4
+    if kind == V_AT:
+        tags = tuple(value)
+        if len(tags) > LONGEST_VALUE // 4:
+            raise OverflowError
+        for tag in tags:
+            number = operator.index(tag)
+            if number > 0xFFFFFFFF:
+                raise OverflowError
+            put16(p + length, number >> 16)
+            put16(p + length + 2, number & 0xFFFF)
+            length += 4
+        return length
+    if not isinstance(value, str):
+        raise TypeError("text is needed")
+    text = value.encode("ascii")
+    length = len(text)
+    if length > LONGEST_TEXT:
+        raise OverflowError
+    memcpy(p, PyBytes_AsString(text), length)
+    return pad(p, length, kind)
 
 
 def decode_command(data):
@@ -3102,10 +3162,9 @@ cdef int walk(
             window_at = at
             window_size = <size_t>got
         p = window + (at - window_at)
-        if element_at(p, want, 0, False, big, &e) < 0:
-            return 0
-        if e.tag >> 16 == 0xFFFE:
+        if p[0] == (0xFF if big else 0xFE) and p[1] == (0xFE if big else 0xFF):
             # Items and delimiters have no VR (PS3.5 7.5)
+            element_at(p, want, 0, False, big, &e)
             length = fp_get32(p + 4) if big else e.length
             at += 8
             if e.tag & 0xFFFF == 0xE000:  # item

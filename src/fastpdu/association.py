@@ -32,6 +32,7 @@ from fastpdu.dimse_messages import (
     Encoded,
     encode_echo_request,
     encode_store_request,
+    store_response_command,
 )
 from fastpdu.dul import BOUND, DULServiceProvider
 from fastpdu.filestore import answered
@@ -447,11 +448,11 @@ class AssociationMixin(stock.Association):
         """
         arguments = (msg_id, priority, originator_aet, originator_id)
         if isinstance(dataset, dsutils.StoredFile):
-            status = dataset.send(self._store, *arguments)
+            status = dataset.send(self._store, False, *arguments)
             if type(status) is int and self._has_own("send_c_store"):
                 return dsutils.PlainStatus(status)  # type: ignore[return-value]
         else:
-            status = self._store(dataset, *arguments)
+            status = self._store(dataset, True, *arguments)
         return dsutils.status_dataset(status)
 
     def _has_own(self, method: str) -> bool:
@@ -462,17 +463,22 @@ class AssociationMixin(stock.Association):
     def _store(
         self,
         dataset: str | Path | Dataset,
+        makes_status: bool,
         msg_id: int,
         priority: int,
         originator_aet: str | None,
         originator_id: int | None,
     ) -> int | Dataset:
-        """Send a C-STORE request; return the status of its response, the number alone if there is no more to it."""
+        """Send a C-STORE request; return the status of its response, the number alone if there is no more to it.
+
+        With `makes_status` the status of success is a data set already, made while there is time.
+        """
         source: dsutils.StoreSource | None = None
         if self.is_established:
             source = dsutils.store_source(self, dataset, _config.STORE_SEND_CHUNKED_DATASET)
         if source is None:
             return super().send_c_store(dataset, msg_id, priority, originator_aet, originator_id)
+        success, success_status = b"", None
         try:
             encoded: Encoded | None = None
             command = encode_store_request(
@@ -485,13 +491,31 @@ class AssociationMixin(stock.Association):
             )
             if command is not None:
                 encoded = Encoded(command, source.data, source.file, is_awaited=True)
-
-            def request() -> Any:
-                return source.request(msg_id, priority, originator_aet, originator_id)
-
-            return self._exchange(encoded, request, source.context_id, C_STORE_RSP)
+            request = None
+            if encoded is None:
+                request = source.request(msg_id, priority, originator_aet, originator_id)
+            self._begin_operation()
+            try:
+                if encoded is None or not send_encoded(self.dimse, source.context_id, encoded):
+                    request = request or source.request(
+                        msg_id, priority, originator_aet, originator_id
+                    )
+                    self.dimse.send_msg(request, source.context_id)
+                # What there is to do is done while the peer is busy
+                source.close()
+                if encoded is not None:
+                    success = store_response_command(
+                        source.sop_class, source.sop_instance, msg_id, 0x0000
+                    )
+                    success_status = dsutils.status_dataset(0x0000) if makes_status else None
+                answer = get_answer(self.dimse, C_STORE_RSP, success)
+            finally:
+                self._reactor_checkpoint.set()
         finally:
             source.close()
+        if success_status is not None and type(answer) is int and answer == 0x0000:
+            return success_status
+        return self._status_of(answer)
 
     @property
     def async_window(self) -> int:
@@ -561,15 +585,23 @@ class AssociationMixin(stock.Association):
             The Command Field of the response.
         """
         request = make_request() if encoded is None else None
-        self._reactor_checkpoint.clear()
-        if not self._is_paused:
-            self.await_pause()
+        self._begin_operation()
         try:
             if encoded is None or not send_encoded(self.dimse, context_id, encoded):
                 self.dimse.send_msg(request or make_request(), context_id)
             answer = get_answer(self.dimse, field)
         finally:
             self._reactor_checkpoint.set()
+        return self._status_of(answer)
+
+    def _begin_operation(self) -> None:
+        """Have the association for an operation of ours, until the checkpoint is opened."""
+        self._reactor_checkpoint.clear()
+        if not self._is_paused:
+            self.await_pause()
+
+    def _status_of(self, answer: Any) -> int | Dataset:
+        """Return the status that `get_answer` has brought, the number alone if there is no more to it."""
         if type(answer) is int:
             return answer
         if answer is None:

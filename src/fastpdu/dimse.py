@@ -44,6 +44,8 @@ _DECODING_LOGGER = logging.getLogger("pynetdicom.dsutils")
 _NO_SPLIT: frozenset[int] = frozenset()
 _SPLIT_STORE = frozenset({messages.C_STORE_RQ})
 MAX_CANCELS = 10
+# Who sees messages: nobody, pynetdicom's own handler, which logs them, or a handler that is not its own
+NOBODY, THE_LOG, SOMEBODY = "nobody", "the log", "somebody"
 
 
 class DIMSEServiceProvider(stock.DIMSEServiceProvider):
@@ -62,8 +64,9 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         # While a data set goes to a file: the file, pynetdicom's temporary file or a FileStore's
         self.sink: Any = None
         self._waiters = 0
-        # Whether a FileStore handles C-STORE requests, and the handlers that it was looked for in
+        # What the handlers are, and the state of them that was looked at
         self._has_file_store = False
+        self._sent_watch = self._received_watch = NOBODY
         self._bindings = -1
         # Messages on the stock road: "stock_sent", "stock_received"
         self.roads: Counter[str] = Counter()
@@ -93,19 +96,21 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             return item or (None, None)
         return self._await(self.accept)
 
-    def get_answer(self, field: int) -> Any:
+    def get_answer(self, field: int, success: bytes = b"") -> Any:
         """Wait for the answer to a request; see the function of the same name."""
-        item = self._next() or self._await(partial(self._accept_answer, field))
+        item = self._next() or self._await(partial(self._accept_answer, field, success))
         return item[1]
 
-    def _accept_answer(self, field: int, message: engine.Message) -> Any:
+    def _accept_answer(self, field: int, success: bytes, message: engine.Message) -> Any:
         if not self._is_reception_watched():
+            if message.command == success and message.data is None:
+                return message.context_id, 0x0000
             status = messages.plain_status(message, field)
             if status is not None:
                 return message.context_id, status
         return self.accept(message)
 
-    def get_stored(self, block: bool) -> Any:
+    def get_stored(self, block: bool, lingers: bool = False) -> Any:
         """Return the answer to one of several C-STORE requests; see the function of the same name."""
         item = self._next()
         if item is not None:
@@ -114,7 +119,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             return self._await(self._accept_stored)
         dul = self.dul
         if isinstance(dul, DULServiceProvider) and dul.is_direct:
-            message = dul.direct.take_answer()
+            message = dul.direct.take_answer(lingers)
             if message is not None:
                 return dul.in_context(self._accept_stored, message)
         return None
@@ -157,13 +162,13 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
     ) -> _QueueItem:
         """Wait for a message: who waits reads the socket itself. `progress`: see `get_pending`."""
         dul = self._assoc.dul
+        timeout = self._assoc._dimse_timeout
+        deadline = None if timeout is None else time.monotonic() + timeout
         if not progress and isinstance(dul, DULServiceProvider) and dul.is_direct:
-            message = dul.direct.take_answer()
+            message = dul.direct.take_answer(lingers=True)
             item = None if message is None else dul.in_context(accept, message)
             if item is not None:
                 return item
-        timeout = self._assoc._dimse_timeout
-        deadline = None if timeout is None else time.monotonic() + timeout
         yields = PROGRESS_YIELD if progress else 0
         if isinstance(dul, DULServiceProvider):
             while dul.is_direct or dul.enter_direct():
@@ -308,21 +313,38 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         received._data_set_file = received._data_set_path = None
         return primitive
 
-    def _is_watched(self, event: evt.EventType, default: Any) -> bool:
-        """Whether somebody sees the messages: a handler, or pynetdicom's own when it would log something."""
-        handlers: Any = self._assoc._handlers
-        bound = handlers.get(event)
-        return bool(bound) and (
-            len(bound) > 1
-            or bound[0][0] is not default
-            or _HANDLERS_LOGGER.isEnabledFor(logging.INFO)
+    def _look_at_handlers(self) -> None:
+        """Find out who handles what, if that has changed."""
+        assoc: Any = self._assoc
+        bindings = assoc.bindings
+        if bindings != self._bindings:
+            self._has_file_store = self._file_store() is not None
+            bound = assoc._handlers.get
+            self._sent_watch = _watch(
+                bound(evt.EVT_DIMSE_SENT), _handlers.standard_dimse_sent_handler
+            )
+            self._received_watch = _watch(
+                bound(evt.EVT_DIMSE_RECV), _handlers.standard_dimse_recv_handler
+            )
+            self._bindings = bindings
+
+    def _is_sending_watched(self) -> bool:
+        """Whether somebody sees the messages sent: a handler, or pynetdicom's own when it would log something."""
+        self._look_at_handlers()
+        watch = self._sent_watch
+        return watch is SOMEBODY or (
+            watch is THE_LOG and _HANDLERS_LOGGER.isEnabledFor(logging.INFO)
         )
 
     def _is_reception_watched(self) -> bool:
         """Whether somebody sees the messages received, or what pynetdicom's decoder logs of them."""
-        return self._is_watched(
-            evt.EVT_DIMSE_RECV, _handlers.standard_dimse_recv_handler
-        ) or _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
+        self._look_at_handlers()
+        watch = self._received_watch
+        return (
+            watch is SOMEBODY
+            or (watch is THE_LOG and _HANDLERS_LOGGER.isEnabledFor(logging.INFO))
+            or _DECODING_LOGGER.isEnabledFor(logging.DEBUG)
+        )
 
     # Messages that have begun -----------------------------------------------------------------------------------------
 
@@ -353,11 +375,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
 
     def split_commands(self) -> frozenset[int]:
         """Return the Command Fields whose data sets are to go to a file (FileStore, STORE_RECV_CHUNKED_DATASET)."""
-        assoc: Any = self._assoc
-        bindings = assoc.bindings
-        if bindings != self._bindings:
-            self._has_file_store = self._file_store() is not None
-            self._bindings = bindings
+        self._look_at_handlers()
         if self._has_file_store or _config.STORE_RECV_CHUNKED_DATASET:
             return _SPLIT_STORE
         return _NO_SPLIT
@@ -424,7 +442,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         if not isinstance(dul, DULServiceProvider) or not dul.enter_direct():
             self._send_stock(messages.to_stock_message(primitive, context_id), context_id)
             return
-        if self._is_watched(evt.EVT_DIMSE_SENT, _handlers.standard_dimse_sent_handler):
+        if self._is_sending_watched():
             message = messages.to_stock_message(primitive, context_id)
             evt.trigger(self.assoc, evt.EVT_DIMSE_SENT, {"message": message})
             if not dul.direct.send(context_id, messages.encode_stock_message(message)):
@@ -440,7 +458,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         return (
             isinstance(dul, DULServiceProvider)
             and dul.enter_direct()
-            and not self._is_watched(evt.EVT_DIMSE_SENT, _handlers.standard_dimse_sent_handler)
+            and not self._is_sending_watched()
             and dul.direct.send(context_id, message)
         )
 
@@ -454,6 +472,13 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
         ROADS.count("stock_sent", self.roads)
         for primitive in message.encode_msg(context_id, self.maximum_pdu_size):
             self.dul.send_pdu(primitive)
+
+
+def _watch(bound: Any, default: Any) -> str:
+    """Return who sees messages, given the handlers that are bound."""
+    if not bound:
+        return NOBODY
+    return THE_LOG if len(bound) == 1 and bound[0][0] is default else SOMEBODY
 
 
 def is_ours(dimse: Any) -> bool:
@@ -484,7 +509,7 @@ def send_encoded(dimse: Any, context_id: int, message: messages.Encoded) -> bool
     return is_ours(dimse) and dimse.send_encoded(context_id, message)
 
 
-def get_answer(dimse: Any, field: int) -> Any:
+def get_answer(dimse: Any, field: int, success: bytes = b"") -> Any:
     """Wait for the answer to a request.
 
     Parameters
@@ -493,6 +518,8 @@ def get_answer(dimse: Any, field: int) -> Any:
         The association's provider, of any kind.
     field : int
         The Command Field of the response.
+    success : bytes, optional
+        The command set of the response that is expected: that of success, as most peers encode it.
 
     Returns
     -------
@@ -500,11 +527,11 @@ def get_answer(dimse: Any, field: int) -> Any:
         The status, if the answer is a response that says nothing else; any other message; None if none came.
     """
     if is_ours(dimse):
-        return dimse.get_answer(field)
+        return dimse.get_answer(field, success)
     return dimse.get_msg(block=True)[1]
 
 
-def get_stored(dimse: Any, block: bool) -> Any:
+def get_stored(dimse: Any, block: bool, lingers: bool = False) -> Any:
     """Take, or wait for, the answer to one of several C-STORE requests.
 
     Parameters
@@ -513,6 +540,8 @@ def get_stored(dimse: Any, block: bool) -> Any:
         The association's provider, of any kind.
     block : bool
         Whether to wait, until the DIMSE timeout, if there is no message.
+    lingers : bool, optional
+        Without `block`: whether to wait for a moment.
 
     Returns
     -------
@@ -521,7 +550,7 @@ def get_stored(dimse: Any, block: bool) -> Any:
         nothing else, or with any other message. None: there is no message; (None, None): none will come any more.
     """
     if is_ours(dimse):
-        return dimse.get_stored(block)
+        return dimse.get_stored(block, lingers)
     item = dimse.get_msg(block=block)
     return item if block or item[1] is not None else None
 

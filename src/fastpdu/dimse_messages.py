@@ -159,6 +159,12 @@ class _Layout:
         self._checked = {e: k for e, k in had.items() if k not in known}
         self.data_keyword = dimse_messages._DATASET_KEYWORDS.get(message.__name__)
 
+    def blank(self) -> Any:
+        """Return a new primitive."""
+        primitive = self.primitive.__new__(self.primitive)
+        vars(primitive).update(self._blank)
+        return primitive
+
     def make(self, elements: Mapping[int, Any]) -> Any:
         """Return a primitive with the parameters of a command set.
 
@@ -167,9 +173,8 @@ class _Layout:
         Exception
             What a setter of the primitive raises for a value that should not be there.
         """
-        primitive = self.primitive.__new__(self.primitive)
+        primitive = self.blank()
         attributes = vars(primitive)
-        attributes.update(self._blank)
         plain, known, checked = self._plain, self._conformant, self._checked
         for element, value in elements.items():
             if element in plain:
@@ -443,7 +448,19 @@ def prepare_store(message: engine.Message) -> Any:
     ):
         # What a setter has to say about a value is said once, when the message is complete
         return None
-    request = _primitive_of(_STORE_REQUEST, elements, message.context_id)
+    request = _STORE_REQUEST.blank()
+    # (what the setters do, and what they check has been checked)
+    vars(request).update(
+        _affected_sop_class_uid=str.__new__(UID, elements[0x0002]),
+        _message_id=elements[0x0110],
+        _priority=elements[0x0700],
+        _affected_sop_instance_uid=str.__new__(UID, elements[0x1000]),
+        _move_originator_application_entity_title=elements.get(0x1030),
+        _move_originator_message_id=elements.get(0x1031),
+        _context_id=message.context_id,
+        _dataset_path=None,
+        _dataset_file=None,
+    )
     vars(request).update(
         _prepared_response=store_response(request),
         _prepared_success=encode_store_response(request, 0x0000),
@@ -549,7 +566,7 @@ def store_response(request: Any) -> Any:
     prepared = vars(request).get("_prepared_response")
     if prepared is not None:
         return prepared
-    response = _STORE_RESPONSE.make({})
+    response = _STORE_RESPONSE.blank()
     # The request has had them checked
     response._message_id = response._message_id_being_responded_to = request._message_id
     response._affected_sop_instance_uid = request._affected_sop_instance_uid
@@ -565,19 +582,37 @@ def encode_store_response(request: Any, status: Any) -> Encoded | None:
     if prepared is not None and status == 0x0000:
         return cast(Encoded, prepared)
     try:
-        command = engine.encode_command(
-            {
-                0x0002: request._affected_sop_class_uid,
-                COMMAND_FIELD: C_STORE_RSP,
-                0x0120: request._message_id,
-                COMMAND_DATA_SET_TYPE: NO_DATA_SET,
-                0x0900: status,
-                0x1000: request._affected_sop_instance_uid,
-            }
+        command = store_response_command(
+            request._affected_sop_class_uid,
+            request._affected_sop_instance_uid,
+            request._message_id,
+            status,
         )
     except engine.CommandError:
         return None
     return Encoded(command, is_last=True)
+
+
+def store_response_command(
+    sop_class: str, sop_instance: str, message_id: int, status: int
+) -> bytes:
+    """Return the command set of a C-STORE response as most peers encode it, and we do.
+
+    Raises
+    ------
+    engine.CommandError
+        If a value needs a closer look.
+    """
+    return engine.encode_command(
+        {
+            0x0002: sop_class,
+            COMMAND_FIELD: C_STORE_RSP,
+            0x0120: message_id,
+            COMMAND_DATA_SET_TYPE: NO_DATA_SET,
+            0x0900: status,
+            0x1000: sop_instance,
+        }
+    )
 
 
 def plain_status(message: engine.Message, field: int) -> int | None:

@@ -37,6 +37,8 @@ PROGRESS_YIELD = 0.0003
 LAST_WORDS = 1.0
 # Messages that may wait for somebody who does not take them, before the socket is left alone
 BACKLOG = 8
+# Up to so many that ask, nobody has to wait for a turn (docs/engine.md, sending)
+TURNS = 4
 
 
 # Those of this process that send a request, or linger for the answer
@@ -76,6 +78,8 @@ class DirectMode:
         self._wanted = 0
         self._reads = 0
         self._parked_for_long = False
+        # Whether the last request has been lingered for by who sent it
+        self._has_lingered = False
 
     # Writing ------------------------------------------------------------------------------------------------------
 
@@ -109,9 +113,14 @@ class DirectMode:
         max_pdu = dul.peer_maximum
         timeout = dul.send_timeout
         sent = connection.bytes_sent
+        linger = 0.0
         try:
             if message.is_awaited:
                 self._begin_lease()
+                if len(_asking) > TURNS:
+                    # A large message may have its turn until it has been answered
+                    linger = self._linger()
+                self._has_lingered = linger > 0
             if message.file is None:
                 connection.send(
                     context_id,
@@ -119,10 +128,10 @@ class DirectMode:
                     message.data,
                     max_pdu=max_pdu,
                     timeout=timeout,
-                    linger=self._linger() if message.is_awaited else 0,
+                    linger=linger,
                     yields=self._yields() if message.is_last else None,
                 )
-            elif not self._send_file(connection, context_id, message, max_pdu, timeout):
+            elif not self._send_file(connection, context_id, message, max_pdu, timeout, linger):
                 return False
         except engine.Cancelled as error:
             return error.begun
@@ -150,7 +159,7 @@ class DirectMode:
         self._lease_until = time.monotonic() + self._lease
 
     def _linger(self) -> float:
-        """Return for how long to wait for the answer without a return to Python."""
+        """Return for how long to wait for an answer before looking whether anything has changed."""
         timeout = self._dul._assoc._dimse_timeout
         return self._lease if timeout is None else min(self._lease, max(timeout, 0))
 
@@ -159,7 +168,7 @@ class DirectMode:
 
         On the association's thread, what is still to be done for a request is done while the next one comes.
         """
-        return YIELD if threading.get_ident() == self._dul.assoc.ident else 0
+        return YIELD if threading.get_ident() == self._dul._assoc.ident else 0
 
     def _send_file(
         self,
@@ -168,6 +177,7 @@ class DirectMode:
         message: Encoded,
         max_pdu: int,
         timeout: float | None,
+        linger: float,
     ) -> bool:
         """Write a message whose data set is in a file; False if there is none in it.
 
@@ -185,7 +195,7 @@ class DirectMode:
                 file.length,
                 max_pdu=max_pdu,
                 timeout=timeout,
-                linger=self._linger() if message.is_awaited else 0,
+                linger=linger,
             )
             return True
         path, offset = cast("tuple[Any, int]", file)
@@ -258,8 +268,13 @@ class DirectMode:
         finally:
             self._release()
 
-    def take_answer(self) -> engine.Message | None:
-        """Take the answer to what has just been sent, if it is there already, as it mostly is: a request lingers.
+    def take_answer(self, lingers: bool) -> engine.Message | None:
+        """Take the answer to what has been sent, which mostly is the next that comes, and comes soon.
+
+        Parameters
+        ----------
+        lingers : bool
+            Whether to wait for it, for the time of a lease, unless `send` has. What has to be done beside is done before.
 
         Returns
         -------
@@ -272,7 +287,10 @@ class DirectMode:
         try:
             if dul.is_direct and dul.may_stay_direct() and not dul._assoc.dimse.msg_queue.queue:
                 connection: Any = dul.connection
-                message = dul.take_message(connection, 0, True)
+                dul.prepare_to_take(connection, True)
+                if lingers and not self._has_lingered and not self._comes(connection):
+                    return None
+                message = dul.take_prepared(connection, 0, True)
                 if not isinstance(message, int):
                     return message
         except (engine.ProtocolError, OSError) as error:
@@ -280,6 +298,17 @@ class DirectMode:
         finally:
             self._release()
         return None
+
+    def _comes(self, connection: engine.Connection) -> bool:
+        """Wait for something to read, with the read token; whoever changes something ends the wait."""
+        _asking.add(self)
+        try:
+            return (
+                connection.wait(self._linger(), awaited=True) == engine.READY
+                and self._dul.is_direct
+            )
+        finally:
+            _asking.discard(self)
 
     def poll(self) -> None:
         """Take what has arrived, without waiting: a handler wants to know about a C-CANCEL."""
@@ -331,7 +360,7 @@ class DirectMode:
             else, and the caller has to serve it.
         """
         dul = self._dul
-        assoc: Any = dul.assoc
+        assoc: Any = dul._assoc
         lease = self._lease_until and self._lease_until - time.monotonic()
         if self._wanted or lease > 0:
             # Somebody else reads now and then: come back when that one has not for a while
@@ -368,7 +397,7 @@ class DirectMode:
 
     def is_full(self) -> bool:
         """Whether so many messages wait that the socket is to be left alone."""
-        waiting = getattr(self._dul.assoc.dimse, "msg_queue", None)
+        waiting = getattr(self._dul._assoc.dimse, "msg_queue", None)
         return waiting is not None and len(waiting.queue) >= self.backlog
 
     def _park_for_long(self, reason: Callable[[], bool]) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pynetdicom.presentation import PresentationContext
 
 # A Part 10 file's meta information and the elements up to (0008,0018) fit into this, mostly
-HEAD_BYTES = 4096
+HEAD_BYTES = 8192
 # ... or else into this
 LONG_HEAD_BYTES = 256 * 1024
 # Bytes of a deflated file that are inflated at once, and what they may become at once
@@ -107,9 +107,10 @@ class StoreSource:
         return request
 
     def close(self) -> None:
-        """Close the file."""
-        if self.file is not None:
-            engine.close_file(self.file.fd)
+        """Close the file, if it is open."""
+        file, self.file = self.file, None
+        if file is not None:
+            engine.close_file(file.fd)
 
 
 class StoredFile(Dataset):

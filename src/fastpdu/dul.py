@@ -334,6 +334,12 @@ class DULServiceProvider(stock.DULServiceProvider):
             As `Connection.receive` does.
         """
         self.prepare_to_take(connection, awaited)
+        return self.take_prepared(connection, timeout, awaited)
+
+    def take_prepared(
+        self, connection: engine.Connection, timeout: float | None, awaited: bool
+    ) -> engine.Message | int:
+        """`take_message` after `prepare_to_take`."""
         dimse: Any = self._assoc.dimse
         prepared = None
         while (message := connection.receive(timeout, awaited=awaited)) in _BEGUN:

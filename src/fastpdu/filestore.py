@@ -495,7 +495,14 @@ def _status(code: int, comment: str) -> Dataset:
 
 
 def _titles(assoc: Any) -> tuple[str, str, str, str]:
-    """Return the calling and called AE titles of an association, and those of the peer and ours."""
+    """Return the calling and called AE titles of an established association, and those of the peer and ours."""
+    known: tuple[str, str, str, str] | None = vars(assoc).get("_fastpdu_titles")
+    if known is None:
+        known = assoc._fastpdu_titles = _find_titles(assoc)
+    return known
+
+
+def _find_titles(assoc: Any) -> tuple[str, str, str, str]:
     primitive = assoc.requestor.primitive
     calling, called = assoc.requestor.ae_title, assoc.acceptor.ae_title
     if primitive is not None:

@@ -287,11 +287,12 @@ class Pipeline:
             return
         # Before it is sent: whatever interrupts us now, the peer may answer
         self._in_flight[message_id] = (item, prepared.sop_instance, prepared.sop_class)
+        # The last that may be sent: what comes next is an answer
+        is_last = len(self._in_flight) >= self._window
         try:
             encoded = prepared.encoded
             if encoded is not None:
-                # The last that may be sent: what comes next is an answer
-                encoded.is_awaited = len(self._in_flight) >= self._window
+                encoded.is_awaited = is_last
             if encoded is None or not send_encoded(assoc.dimse, prepared.context_id, encoded):
                 assoc.dimse.send_msg(prepared.make_request(), prepared.context_id)
         except Exception as error:
@@ -301,8 +302,11 @@ class Pipeline:
         finally:
             if prepared.source is not None:
                 prepared.source.close()
-        while self._in_flight and self._collect(block=False):
-            pass
+        # (the answer to what has just been sent is not there yet)
+        while len(self._in_flight) > (0 if is_last else 1):
+            if not self._collect(block=False, lingers=is_last):
+                break
+            is_last = False
 
     def _wait_for_room(self) -> None:
         """On pynetdicom's road a whole message waits in the DUL's queue: no second one beside it."""
@@ -384,10 +388,10 @@ class Pipeline:
         while self._in_flight and not self._results:
             self._collect(block=True)
 
-    def _collect(self, block: bool) -> bool:
-        """Take a message from the peer, if there is one, or wait for it."""
+    def _collect(self, block: bool, lingers: bool = False) -> bool:
+        """Take a message from the peer, if there is one, or wait for it; `lingers`: see `get_stored`."""
         assoc = self._assoc
-        item = get_stored(assoc.dimse, block)
+        item = get_stored(assoc.dimse, block, lingers)
         if item is None:
             return False
         context_id, message = item

@@ -24,7 +24,7 @@ def assoc() -> Any:
 def leases(
     assoc: Any, monkeypatch: pytest.MonkeyPatch, count: int = 3
 ) -> list[tuple[float, float]]:
-    """Send some requests: the lease while each lasted, and for how long it lingered at most."""
+    """Send some requests: the leases while they lasted, and for how long they lingered at most."""
     seen: list[tuple[float, float]] = []
     linger = direct.DirectMode._linger
 
@@ -35,13 +35,15 @@ def leases(
     monkeypatch.setattr(direct.DirectMode, "_linger", look)
     for _ in range(count):
         assert assoc.send_c_echo().Status == 0x0000
+    # (not where the idle reader still has the token; twice where a message lingers in its turn)
+    assert len(seen) >= count - 1
     return seen
 
 
 def test_alone(assoc: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long the traffic lasts: an abort is to be noticed soon after it."""
     monkeypatch.setattr(direct, "_asking", set())
-    assert leases(assoc, monkeypatch, 20) == [(direct.LEASE, direct.LEASE)] * 20
+    assert set(leases(assoc, monkeypatch, 20)) == {(direct.LEASE, direct.LEASE)}
     assert direct._asking == set()
 
 
@@ -54,7 +56,8 @@ def test_among_others(
 ) -> None:
     """The more wait for answers, the longer each takes."""
     monkeypatch.setattr(direct, "_asking", set(range(others)))
-    assert leases(assoc, monkeypatch) == [(pytest.approx(lease), pytest.approx(lease))] * 3
+    for seen in leases(assoc, monkeypatch):
+        assert seen == pytest.approx((lease, lease))
     assert len(direct._asking) == others
 
 
@@ -62,7 +65,7 @@ def test_no_longer_than_the_answer_may_take(assoc: Any, monkeypatch: pytest.Monk
     """The DIMSE timeout comes after it."""
     monkeypatch.setattr(direct, "_asking", set(range(63)))
     assoc.dimse_timeout = 0.15
-    assert leases(assoc, monkeypatch) == [(direct.LONGEST_LEASE, 0.15)] * 3
+    assert set(leases(assoc, monkeypatch)) == {(direct.LONGEST_LEASE, 0.15)}
 
 
 def test_an_abort_after_much_traffic() -> None:
