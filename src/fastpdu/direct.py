@@ -274,7 +274,7 @@ class DirectMode:
         Parameters
         ----------
         lingers : bool
-            Whether to wait for it, for the time of a lease, unless `send` has. What has to be done beside is done before.
+            Whether to wait for it, for the time of a lease, unless `send` has. What else there is to do is done before.
 
         Returns
         -------

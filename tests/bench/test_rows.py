@@ -84,6 +84,24 @@ def test_store_rows_over_tls(series: Series, made: certificates.Certificates, na
     assert row.measure() > 0
 
 
+def test_row_with_a_window_over_tls(
+    series: Series, made: certificates.Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = []
+    many = pair.send_many
+
+    def look(association: Any, instances: Any, window: int) -> float:
+        windows.append((association.async_window, window))
+        return many(association, instances, window)
+
+    monkeypatch.setattr(pair, "send_many", look)
+    row = runners.Store("x", series, 1, pair.DEFAULT_PDU, tls=made, transport="fastpdu", window=3)
+    assert row.label == "fastpdu, window 3"
+    assert row.verify() == "SHA-256 of 4"
+    assert row.measure() > 0
+    assert windows == [(3, 3)] * 2
+
+
 @pytest.mark.interop
 @needs_dcmtk
 def test_dcmtk_over_tls(series: Series, made: certificates.Certificates) -> None:

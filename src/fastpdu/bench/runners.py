@@ -195,7 +195,10 @@ def send(
 
 
 class Store(HandlerRunner):
-    """Both ends in this process, over fastpdu or stock pynetdicom; `transport` says which, by default the name."""
+    """Both ends in this process, over fastpdu or stock pynetdicom; `transport` says which, by default the name.
+
+    With a `window` of more than one so many operations are in flight.
+    """
 
     def __init__(
         self,
@@ -206,13 +209,19 @@ class Store(HandlerRunner):
         *,
         tls: Certificates | None = None,
         transport: str | None = None,
+        window: int = 1,
     ) -> None:
         super().__init__(name, series, runs, pdu, tls=tls)
         self._transport = transport or name
+        self._window = window
         self.label = "fastpdu" if self._transport == "fastpdu" else "pynetdicom, stock"
+        if window > 1:
+            self.label += f", window {window}"
 
     def _run(self, handler: pair.Handler) -> float:
-        return send(self._transport, handler, self.series, self.pdu, self._ends())
+        return send(
+            self._transport, handler, self.series, self.pdu, self._ends(), window=self._window
+        )
 
 
 class Dcmtk(FileRunner):
