@@ -220,7 +220,7 @@ def _fill(report: Report, args: argparse.Namespace, series: Series, rows: list[R
     )
     report.parameters["durability"] = args.durability
     base, stock = medians.get("cp"), medians.get("stock")
-    for name, flight in (("fastpdu", "one"), ("fastpdu-window", str(_WINDOW))):
+    for name, flight in (("fastpdu", 1), ("fastpdu-window", _WINDOW)):
         ours = medians.get(name)
         report.goals += [
             Goal(

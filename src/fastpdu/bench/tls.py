@@ -161,7 +161,7 @@ def _fill(
     )
     report.parameters.update(facts)
     base = medians.get("floor")
-    for name, flight in (("fastpdu", "one"), ("fastpdu-window", str(_WINDOW))):
+    for name, flight in (("fastpdu", 1), ("fastpdu-window", _WINDOW)):
         ours = medians.get(name)
         report.goals.append(
             Goal(
