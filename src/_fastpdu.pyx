@@ -233,7 +233,8 @@ class CommandError(ValueError):
     """The command set is not in the canonical form that the codec understands."""
 
 
-# Threads of this process that are in `receive`, and in `send_file`, lingering included; changed with the GIL in hand.
+# Threads of this process that are in `receive`, and those that send a file or wait for an answer; changed with the GIL
+# in hand.
 # Where there are several, there is mostly something to do while one waits, and each return to the GIL costs more than
 # it gives.
 cdef int receiving = 0
@@ -831,7 +832,7 @@ cdef class Connection:
         ValueError, TypeError
             If `timeout` or `yields` is no number of seconds.
         """
-        global giving_way
+        global giving_way, sending
         cdef int64_t deadline = deadline_of(timeout)
         cdef int64_t yielding = patience_of(yields)
         cdef int code
@@ -841,6 +842,7 @@ cdef class Connection:
             yielding = 0
         self._enter()
         giving_way += yielding != 0
+        sending += awaited
         try:
             # (a whole message that an earlier `wait` has taken is here, and not in the socket)
             if self.complete or not self.starved and (self.ahead_end > self.ahead_at or self._pending()):
@@ -862,6 +864,7 @@ cdef class Connection:
                 self._raise(code)
         finally:
             giving_way -= yielding != 0
+            sending -= awaited
             self._leave()
 
     # ------------------------------------------------------------------------------- receiving
@@ -2315,6 +2318,7 @@ cdef class SocketConnection(Connection):
     cdef char *stage_bytes
     cdef char *inbox_bytes
     cdef size_t stage_size, stage_at, staged, inbox_size, inbox_at, inbox_begin, inbox_end
+    cdef bint is_plain_tls  # nobody has replaced how it reads
     cdef bint insists  # the TLS layer wants the same bytes again
     cdef bint drained  # the object has given all that it had
     cdef object late  # an error that came after bytes had
@@ -2330,6 +2334,7 @@ cdef class SocketConnection(Connection):
             # What those two come to, without the detours: past a lock of the object's own, so under it
             self.read = sock.read
             self.write = sock.write
+            self.is_plain_tls = type(sock).read is SSLSocket.read and "read" not in vars(sock)
             self.io_lock = getattr(sock, "io_lock", self.io_lock)
         self.pending = getattr(sock, "pending", None)
         self.read_chunk = STAGE - 64 * 1024  # so that a chunk, framed, is one write
@@ -2413,11 +2418,11 @@ cdef class SocketConnection(Connection):
             with self.io_lock:
                 self.extra_events = 0
                 read = self.read
-                # What SSLSocket.read calls, once it has seen that the object is there
-                inner = None if read is None else getattr(self.sock, "_sslobj", None)
-                if inner is not None:
-                    read = inner.read
                 while self.inbox_end < end:
+                    if self.is_plain_tls:
+                        # As SSLSocket.read does, for each record: once it is closed the descriptor is somebody else's
+                        inner = getattr(self.sock, "_sslobj", None)
+                        read = self.read if inner is None else inner.read
                     view = self.inbox[self.inbox_end:end]
                     n = self.recv_into(view) if read is None else read(end - self.inbox_end, view)
                     if n > end - self.inbox_end:
@@ -2665,8 +2670,11 @@ def encode_command(elements):
     CommandError
         If an element is unknown, or a value does not fit it.
     """
+    return encode_elements(elements if type(elements) is dict else dict(elements), False)
+
+
+cdef bytes encode_elements(dict given, bint is_sorted):
     cdef unsigned char buffer[8192]  # twice what all elements need at their longest
-    cdef dict given = elements if type(elements) is dict else dict(elements)
     cdef size_t at = 12
     cdef int64_t length
     cdef int element
@@ -2678,8 +2686,8 @@ def encode_command(elements):
         element = element_of(number_of)
         if element == 0:
             continue
-        if element < last:
-            return encode_command(dict(sorted(given.items())))
+        if element < last and not is_sorted:
+            return encode_elements(dict(sorted(given.items(), key=element_of_item)), True)
         last = element
         if at + 8 + LONGEST_VALUE > sizeof(buffer):
             raise CommandError("the command set is too long")
@@ -2698,6 +2706,10 @@ def encode_command(elements):
     return PyBytes_FromStringAndSize(<char *>buffer, <Py_ssize_t>at)
 
 
+def element_of_item(tuple item):
+    return element_of(item[0])
+
+
 cdef int element_of(object number) except -1:
     """Return the number of a command element, 0 for the group length.
 
@@ -2707,7 +2719,13 @@ cdef int element_of(object number) except -1:
         If there is no such element.
     """
     cdef int overflow = 0
-    cdef long n = PyLong_AsLongAndOverflow(operator.index(number) if type(number) is not int else number, &overflow)
+    cdef long n
+    if type(number) is not int:
+        try:
+            number = operator.index(number)
+        except TypeError as error:
+            raise CommandError(f"{number!r} is not the number of a command element") from error
+    n = PyLong_AsLongAndOverflow(number, &overflow)
     if overflow or n < 0 or n >= 0x1032 or (n > 0 and kinds[n] == 0):
         raise CommandError(f"(0000,{number:04X}) is not a command element")
     return <int>n

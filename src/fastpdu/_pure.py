@@ -21,6 +21,7 @@ import copy
 import errno
 import functools
 import math
+import operator
 import os
 import re
 import select
@@ -2362,9 +2363,9 @@ def encode_command(elements: Mapping[int, Any]) -> bytes:
         If an element is unknown, or a value does not fit it.
     """
     encoded = b""
-    for element in sorted(elements):
-        value = elements[element]
-        if value is None or element == 0x0000:
+    given = [(element, value) for element, value in elements.items() if value is not None]
+    for element, value in sorted(given, key=lambda item: _element_of(item[0])):
+        if element == 0x0000:
             continue
         if element not in _COMMAND_VRS:
             raise CommandError(f"(0000,{element:04X}) is not a command element")
@@ -2374,6 +2375,14 @@ def encode_command(elements: Mapping[int, Any]) -> bytes:
             raise CommandError(f"(0000,{element:04X}) cannot hold {value!r}") from error
         encoded += struct.pack("<HHI", 0, element, len(field)) + field
     return struct.pack("<HHII", 0, 0, 4, len(encoded)) + encoded
+
+
+def _element_of(number: Any) -> int:
+    """Return the number of an element."""
+    try:
+        return operator.index(number)
+    except TypeError as error:
+        raise CommandError(f"{number!r} is not the number of a command element") from error
 
 
 def _encode_value(vr: str, value: Any) -> bytes:

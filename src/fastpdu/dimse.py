@@ -103,7 +103,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
 
     def _accept_answer(self, field: int, success: bytes, message: engine.Message) -> Any:
         if not self._is_reception_watched():
-            if message.command == success and message.data is None:
+            if success and message.command == success and message.data is None:
                 return message.context_id, 0x0000
             status = messages.plain_status(message, field)
             if status is not None:

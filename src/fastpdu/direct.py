@@ -301,11 +301,14 @@ class DirectMode:
 
     def _comes(self, connection: engine.Connection) -> bool:
         """Wait for something to read, with the read token; whoever changes something ends the wait."""
+        dul = self._dul
         _asking.add(self)
         try:
+            # (what ends direct mode without telling may have come meanwhile)
             return (
                 connection.wait(self._linger(), awaited=True) == engine.READY
-                and self._dul.is_direct
+                and dul.is_direct
+                and dul.may_stay_direct()
             )
         finally:
             _asking.discard(self)

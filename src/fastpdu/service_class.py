@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pynetdicom import _config, evt
 from pynetdicom import service_class as stock
+from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.sop_class import uid_to_service_class
 
@@ -19,7 +20,6 @@ from fastpdu.filestore import Incoming, answered
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContextTuple
 
     from fastpdu.association import AssociationMixin
@@ -30,6 +30,7 @@ LOGGER = logging.getLogger("pynetdicom.association")
 
 _STORAGE, _VERIFICATION = stock.StorageServiceClass, stock.VerificationServiceClass
 _STOCK_SCP, _STOCK_ECHO = _STORAGE.SCP, _VERIFICATION.SCP
+_TRIGGER, _GET_HANDLERS = evt.trigger, Association.get_handlers
 _BLANK_EVENT = vars(evt.Event(cast(Any, None), evt.EVT_C_STORE))
 _DEFAULT_ECHO_HANDLER = evt.get_default_handler(evt.EVT_C_ECHO)
 
@@ -229,6 +230,8 @@ def _store(assoc: Any, dimse: Any, request: Any, context: PresentationContextTup
 
 def _call_handler(assoc: Any, request: Any, context: PresentationContextTuple) -> Any:
     """`evt.trigger` for EVT_C_STORE: call the handler, and return what it returns."""
+    if evt.trigger is not _TRIGGER or type(assoc).get_handlers is not _GET_HANDLERS:
+        return evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context})
     function, args = assoc._handlers.get(evt.EVT_C_STORE, (None, None))
     if function is None:
         return None

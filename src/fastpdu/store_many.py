@@ -298,6 +298,7 @@ class Pipeline:
         except Exception as error:
             # Not a byte has left
             del self._in_flight[message_id]
+            is_last = False
             self._refused(item, error)
         finally:
             if prepared.source is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -66,6 +67,40 @@ def test_no_longer_than_the_answer_may_take(assoc: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(direct, "_asking", set(range(63)))
     assoc.dimse_timeout = 0.15
     assert set(leases(assoc, monkeypatch)) == {(direct.LONGEST_LEASE, 0.15)}
+
+
+def test_whoever_watches_while_it_lingers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is replaced while an answer is waited for sees the answer."""
+    monkeypatch.setattr(direct, "LEASE", 10.0)
+    monkeypatch.setattr(direct, "LONGEST_LEASE", 10.0)
+    entered, go = threading.Event(), threading.Event()
+    seen: list[Any] = []
+
+    def echo(event: evt.Event) -> int:
+        entered.set()
+        assert go.wait(10)
+        return 0x0000
+
+    with kit.world_of("fast", "fast") as world:
+        server = world.serve([(data.VERIFICATION, data.IMPLICIT)], [(evt.EVT_C_ECHO, echo)])
+        assoc: Any = world.connect(server.address, [(data.VERIFICATION, data.IMPLICIT)])
+        go.set()
+        assert assoc.send_c_echo().Status == 0x0000
+        entered.clear()
+        go.clear()
+        decode = assoc.dul._decode_pdu
+
+        def watch() -> None:
+            assert entered.wait(10)
+            assoc.dul._decode_pdu = lambda data: seen.append(data) or decode(data)
+            go.set()
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        assert assoc.send_c_echo().Status == 0x0000
+        watching.join()
+        assert len(seen) == 1
+        del assoc.dul._decode_pdu
 
 
 def test_an_abort_after_much_traffic() -> None:

@@ -406,6 +406,29 @@ def test_many_records_both_ways(impl: Impl, contexts: Any, made: list[Any]) -> N
     assert all(conn.receive(0) == impl.module.TIMEOUT for conn in conns)
 
 
+class Counting(ssl.SSLSocket):
+    """An application's own kind of TLS socket."""
+
+    reads = 0
+
+    def read(self, *args: Any) -> Any:
+        self.reads += 1
+        return super().read(*args)
+
+
+@socket_impls
+def test_a_read_of_its_own_is_called(impl: Impl, contexts: Any, made: list[Any]) -> None:
+    server, client = contexts
+    client.sslsocket_class = Counting
+    near, far = tls_sockets(server, client)
+    conns = impl.open(near), impl.open(far)
+    made += [*conns, near, far]
+    conns[1].send(1, ECHO, max_pdu=16382)
+    assert conns[0].receive(PATIENCE).command == ECHO
+    assert isinstance(near, Counting)
+    assert near.reads > 0
+
+
 @socket_impls
 def test_the_lock_of_the_object_is_used(impl: Impl, contexts: Any, made: list[Any]) -> None:
     """Who has a lock around the object keeps the engine out while he is inside."""
