@@ -478,7 +478,6 @@ class AssociationMixin(stock.Association):
             source = dsutils.store_source(self, dataset, _config.STORE_SEND_CHUNKED_DATASET)
         if source is None:
             return super().send_c_store(dataset, msg_id, priority, originator_aet, originator_id)
-        success, success_status = b"", None
         try:
             encoded: Encoded | None = None
             command = encode_store_request(
@@ -491,31 +490,21 @@ class AssociationMixin(stock.Association):
             )
             if command is not None:
                 encoded = Encoded(command, source.data, source.file, is_awaited=True)
-            request = None
-            if encoded is None:
-                request = source.request(msg_id, priority, originator_aet, originator_id)
-            self._begin_operation()
-            try:
-                if encoded is None or not send_encoded(self.dimse, source.context_id, encoded):
-                    request = request or source.request(
-                        msg_id, priority, originator_aet, originator_id
-                    )
-                    self.dimse.send_msg(request, source.context_id)
-                # What there is to do is done while the peer is busy
+
+            def request() -> Any:
+                return source.request(msg_id, priority, originator_aet, originator_id)
+
+            def finish_sending() -> bytes:
                 source.close()
-                if encoded is not None:
-                    success = store_response_command(
-                        source.sop_class, source.sop_instance, msg_id, 0x0000
-                    )
-                    success_status = dsutils.status_dataset(0x0000) if makes_status else None
-                answer = get_answer(self.dimse, C_STORE_RSP, success)
-            finally:
-                self._reactor_checkpoint.set()
+                if encoded is None:
+                    return b""
+                return store_response_command(source.sop_class, source.sop_instance, msg_id, 0x0000)
+
+            return self._exchange(
+                encoded, request, source.context_id, C_STORE_RSP, finish_sending, makes_status
+            )
         finally:
             source.close()
-        if success_status is not None and type(answer) is int and answer == 0x0000:
-            return success_status
-        return self._status_of(answer)
 
     @property
     def async_window(self) -> int:
@@ -570,6 +559,8 @@ class AssociationMixin(stock.Association):
         make_request: Callable[[], Any],
         context_id: int,
         field: int,
+        meanwhile: Callable[[], bytes] = bytes,
+        makes_status: bool = True,
     ) -> int | Dataset:
         """Send a request and return the status of its response, the number alone if there is no more to it.
 
@@ -583,25 +574,27 @@ class AssociationMixin(stock.Association):
             The presentation context ID.
         field : int
             The Command Field of the response.
+        meanwhile : callable, optional
+            Called while the peer is busy. Returns the command set of the response that is expected, if there is one.
+        makes_status : bool, optional
+            Whether to make the data set of the status of success then, too, and to return that.
         """
         request = make_request() if encoded is None else None
-        self._begin_operation()
-        try:
-            if encoded is None or not send_encoded(self.dimse, context_id, encoded):
-                self.dimse.send_msg(request or make_request(), context_id)
-            answer = get_answer(self.dimse, field)
-        finally:
-            self._reactor_checkpoint.set()
-        return self._status_of(answer)
-
-    def _begin_operation(self) -> None:
-        """Have the association for an operation of ours, until the checkpoint is opened."""
+        success: Dataset | None = None
         self._reactor_checkpoint.clear()
         if not self._is_paused:
             self.await_pause()
-
-    def _status_of(self, answer: Any) -> int | Dataset:
-        """Return the status that `get_answer` has brought, the number alone if there is no more to it."""
+        try:
+            if encoded is None or not send_encoded(self.dimse, context_id, encoded):
+                self.dimse.send_msg(request or make_request(), context_id)
+            expected = meanwhile()
+            if makes_status:
+                success = dsutils.status_dataset(0x0000)
+            answer = get_answer(self.dimse, field, expected)
+        finally:
+            self._reactor_checkpoint.set()
+        if success is not None and type(answer) is int and answer == 0x0000:
+            return success
         if type(answer) is int:
             return answer
         if answer is None:
