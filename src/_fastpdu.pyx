@@ -96,6 +96,8 @@ HARD_PDU_CAP = 16 * 1024 * 1024
 MAX_ASSOCIATE_PDU = 1024 * 1024
 MAX_COMMAND = 65536
 UNLIMITED_FRAGMENT = 131072 - 12
+# Large messages that leave the process at once, if their answers come soon
+TURNS = 4
 # Whether `Connection.cork` has an effect on this platform
 CAN_CORK = bool(FP_CAN_CORK)
 
@@ -126,7 +128,7 @@ cdef enum:
     SINK = 256 * 1024  # bytes gathered before a write to the sink
     C_MAX_SINK_HEAD = 64 * 1024
     READ_CHUNK = 512 * 1024  # bytes of a file in flight between pread and sendmsg (docs/measurements.md)
-    TURNS = 4  # large messages that leave the process at once, if their answers come soon
+    C_TURNS = 4
     HOLD = 12  # times as long as a message took to leave, it keeps its turn and waits for the answer
     MAX_HOLD = 20000000  # ns of that at most
     C_TURN_US = 100000  # microseconds after which a message leaves out of turn
@@ -247,7 +249,7 @@ way_ends[0] = way_ends[1] = -1
 
 # Where more than TURNS threads send large messages at once, they take turns, and each keeps its turn until the answer
 # comes, for a while: what is in the sockets of many connections falls out of the caches before it is received.
-cdef PyThread_type_lock turns[TURNS]
+cdef PyThread_type_lock turns[C_TURNS]
 # For whose turn the next one looks first, so that those who wait do not all wait for the same
 cdef unsigned int next_turn = 0
 
@@ -255,7 +257,7 @@ cdef unsigned int next_turn = 0
 cdef int _make_turns() except -1:
     cdef PyThread_type_lock lock
     cdef int i
-    for i in range(TURNS):
+    for i in range(C_TURNS):
         lock = PyThread_allocate_lock()
         if lock == NULL:
             raise MemoryError
@@ -270,7 +272,7 @@ def free_turns():
     """Return how many turns nobody has: for tests."""
     cdef int count = 0
     cdef int i
-    for i in range(TURNS):
+    for i in range(C_TURNS):
         if PyThread_acquire_lock_timed(turns[i], 0, 0) == PY_LOCK_ACQUIRED:
             PyThread_release_lock(turns[i])
             count += 1
@@ -280,11 +282,11 @@ def free_turns():
 cdef int take_turn(unsigned int first) noexcept nogil:
     """Wait for a turn, but not for ever: which one, or -1."""
     cdef int i
-    for i in range(TURNS):
-        if PyThread_acquire_lock_timed(turns[(first + i) % TURNS], 0, 0) == PY_LOCK_ACQUIRED:
-            return <int>((first + i) % TURNS)
-    if PyThread_acquire_lock_timed(turns[first % TURNS], C_TURN_US, 0) == PY_LOCK_ACQUIRED:
-        return <int>(first % TURNS)
+    for i in range(C_TURNS):
+        if PyThread_acquire_lock_timed(turns[(first + i) % C_TURNS], 0, 0) == PY_LOCK_ACQUIRED:
+            return <int>((first + i) % C_TURNS)
+    if PyThread_acquire_lock_timed(turns[first % C_TURNS], C_TURN_US, 0) == PY_LOCK_ACQUIRED:
+        return <int>(first % C_TURNS)
     return -1
 
 
@@ -2047,7 +2049,7 @@ cdef class Connection:
         next_turn += 1
         if giving_way > 0 and size >= EARLY:
             fp_wake_set(way_ends[1])
-        in_turn = sending > TURNS and wait != 0 and size >= self.early and not self.cork
+        in_turn = sending > C_TURNS and wait != 0 and size >= self.early and not self.cork
         try:
             pdus = self.pdus_sent
             self._pack(head.total, size, fragment)
@@ -2692,12 +2694,10 @@ cdef bytes encode_elements(dict given, bint is_sorted):
         if at + 8 + LONGEST_VALUE > sizeof(buffer):
             raise CommandError("the command set is too long")
         put32(buffer + at, <uint32_t>element << 16)
-        length = put_plain_value(buffer + at + 8, kinds[element], value)
-        if length < 0:
-            try:
-                length = put_value(buffer + at + 8, kinds[element], value)
-            except (TypeError, OverflowError, UnicodeEncodeError) as error:
-                raise CommandError(f"(0000,{element:04X}) cannot hold {value!r}") from error
+        try:
+            length = put_value(buffer + at + 8, kinds[element], value)
+        except (TypeError, OverflowError, UnicodeEncodeError) as error:
+            raise CommandError(f"(0000,{element:04X}) cannot hold {value!r}") from error
         put32(buffer + at + 4, <uint32_t>length)
         at += 8 + <size_t>length
     put32(buffer, 0)
@@ -2731,42 +2731,15 @@ cdef int element_of(object number) except -1:
     return <int>n
 
 
-cdef int64_t put_plain_value(unsigned char *p, int kind, object value) noexcept:
-    """Encode a number or a text as nearly all are, without exceptions; its length, or -1: ask `put_value`."""
-    cdef long number
-    cdef int overflow
-    cdef Py_ssize_t n
-    if kind == V_US and type(value) is int:
-        number = PyLong_AsLongAndOverflow(value, &overflow)
-        if overflow or not 0 <= number <= 0xFFFF:
-            return -1
-        put16(p, <uint32_t>number)
-        return 2
-    if kind >= V_UI and isinstance(value, str) and PyUnicode_IS_COMPACT_ASCII(value):
-        n = PyUnicode_GET_LENGTH(value)
-        if n > LONGEST_TEXT:
-            return -1
-        memcpy(p, PyUnicode_DATA(value), n)
-        return pad(p, n, kind)
-    return -1
-
-
-cdef int64_t pad(unsigned char *p, int64_t n, int kind) noexcept:
-    """Make a text as long as it has to be."""
-    if n & 1:
-        p[n] = 0 if kind == V_UI else 0x20
-        n += 1
-    return n
-
-
 cdef int64_t put_value(unsigned char *p, int kind, object value) except -1:
     """Encode a value; return its length, or raise TypeError, OverflowError or UnicodeEncodeError."""
     cdef int64_t length = 0
     cdef uint64_t number
     cdef bytes text
+    cdef const void *letters
     cdef tuple tags
     if kind == V_US or kind == V_UL:
-        number = operator.index(value)
+        number = value if type(value) is int else operator.index(value)
         if number > (0xFFFF if kind == V_US else 0xFFFFFFFF):
             raise OverflowError
         put16(p, number & 0xFFFF)
@@ -2788,12 +2761,20 @@ cdef int64_t put_value(unsigned char *p, int kind, object value) except -1:
         return length
     if not isinstance(value, str):
         raise TypeError("text is needed")
-    text = value.encode("ascii")
-    length = len(text)
+    if PyUnicode_IS_COMPACT_ASCII(value):
+        letters = PyUnicode_DATA(value)
+        length = PyUnicode_GET_LENGTH(value)
+    else:
+        text = value.encode("ascii")
+        letters = PyBytes_AsString(text)
+        length = len(text)
     if length > LONGEST_TEXT:
         raise OverflowError
-    memcpy(p, PyBytes_AsString(text), length)
-    return pad(p, length, kind)
+    memcpy(p, letters, length)
+    if length & 1:
+        p[length] = 0 if kind == V_UI else 0x20
+        length += 1
+    return length
 
 
 def decode_command(data):

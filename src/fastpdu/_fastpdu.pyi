@@ -12,6 +12,7 @@ _Value: TypeAlias = int | str | Sequence[int] | None
 READY: int
 WAKE: int
 TIMEOUT: int
+TURNS: int
 OTHER: int
 PARTIAL: int
 COMMAND: int

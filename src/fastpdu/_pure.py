@@ -52,6 +52,7 @@ __all__ = [
     "READY",
     "STALL_NS",
     "TIMEOUT",
+    "TURNS",
     "UNLIMITED_FRAGMENT",
     "WAKE",
     "Cancelled",
@@ -80,6 +81,8 @@ MAX_ASSOCIATE_PDU = 2**20
 MAX_COMMAND = 65536
 _MAX_SINK_HEAD = 2**16
 UNLIMITED_FRAGMENT = 131072 - 12
+# (of the compiled engine: here nobody takes turns)
+TURNS = 4
 # Whether `Connection.cork` has an effect on this platform. Python does not know the TCP_NOPUSH of other systems.
 CAN_CORK = hasattr(socket, "TCP_CORK")
 

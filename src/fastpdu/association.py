@@ -593,10 +593,8 @@ class AssociationMixin(stock.Association):
             answer = get_answer(self.dimse, field, expected)
         finally:
             self._reactor_checkpoint.set()
-        if success is not None and type(answer) is int and answer == 0x0000:
-            return success
         if type(answer) is int:
-            return answer
+            return success if success is not None and answer == 0x0000 else answer
         if answer is None:
             self._handle_no_response()
             return Dataset()

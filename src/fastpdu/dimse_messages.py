@@ -401,7 +401,11 @@ def to_primitive(message: engine.Message) -> Any:
 
 def _primitive_of(layout: _Layout, elements: Mapping[int, Any], context_id: int) -> Any:
     """Return a received primitive without its data set."""
-    primitive = layout.make(elements)
+    return _received(layout.make(elements), context_id)
+
+
+def _received(primitive: Any, context_id: int) -> Any:
+    """Return a new primitive as one that has been received."""
     primitive._context_id = context_id
     primitive._dataset_path = None
     primitive._dataset_file = None
@@ -448,7 +452,7 @@ def prepare_store(message: engine.Message) -> Any:
     ):
         # What a setter has to say about a value is said once, when the message is complete
         return None
-    request = _STORE_REQUEST.blank()
+    request = _received(_STORE_REQUEST.blank(), message.context_id)
     # (what the setters do, and what they check has been checked)
     vars(request).update(
         _affected_sop_class_uid=str.__new__(UID, elements[0x0002]),
@@ -457,9 +461,6 @@ def prepare_store(message: engine.Message) -> Any:
         _affected_sop_instance_uid=str.__new__(UID, elements[0x1000]),
         _move_originator_application_entity_title=elements.get(0x1030),
         _move_originator_message_id=elements.get(0x1031),
-        _context_id=message.context_id,
-        _dataset_path=None,
-        _dataset_file=None,
     )
     vars(request).update(
         _prepared_response=store_response(request),

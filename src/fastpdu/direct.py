@@ -37,8 +37,6 @@ PROGRESS_YIELD = 0.0003
 LAST_WORDS = 1.0
 # Messages that may wait for somebody who does not take them, before the socket is left alone
 BACKLOG = 8
-# Up to so many that ask, nobody has to wait for a turn (docs/engine.md, sending)
-TURNS = 4
 
 
 # Those of this process that send a request, or linger for the answer
@@ -117,7 +115,7 @@ class DirectMode:
         try:
             if message.is_awaited:
                 self._begin_lease()
-                if len(_asking) > TURNS:
+                if len(_asking) > engine.TURNS:
                     # A large message may have its turn until it has been answered
                     linger = self._linger()
                 self._has_lingered = linger > 0

@@ -167,10 +167,7 @@ class Layout:
 
 
 def _default_name(values: Mapping[str, str | None]) -> str:
-    value = values.get("SOPInstanceUID")
-    if value is not None and _is_plain_uid(value):
-        return value + ".dcm"
-    return _safe_component(safe_uid(value) + ".dcm")
+    return _safe_component(safe_uid(values.get("SOPInstanceUID")) + ".dcm")
 
 
 def _safe(field: str) -> Callable[[str | None], str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pynetdicom import _config, evt
 from pynetdicom import service_class as stock
-from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_ECHO, C_STORE
 from pynetdicom.sop_class import uid_to_service_class
 
@@ -20,6 +18,7 @@ from fastpdu.filestore import Incoming, answered
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pynetdicom.association import Association
     from pynetdicom.presentation import PresentationContextTuple
 
     from fastpdu.association import AssociationMixin
@@ -30,8 +29,6 @@ LOGGER = logging.getLogger("pynetdicom.association")
 
 _STORAGE, _VERIFICATION = stock.StorageServiceClass, stock.VerificationServiceClass
 _STOCK_SCP, _STOCK_ECHO = _STORAGE.SCP, _VERIFICATION.SCP
-_TRIGGER, _GET_HANDLERS = evt.trigger, Association.get_handlers
-_BLANK_EVENT = vars(evt.Event(cast(Any, None), evt.EVT_C_STORE))
 _DEFAULT_ECHO_HANDLER = evt.get_default_handler(evt.EVT_C_ECHO)
 
 
@@ -207,7 +204,7 @@ def _store(assoc: Any, dimse: Any, request: Any, context: PresentationContextTup
     status: Any
     try:
         try:
-            status = _call_handler(assoc, request, context)
+            status = evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context})
         finally:
             if request._dataset_file:
                 _remove_file(request._dataset_file)
@@ -226,20 +223,6 @@ def _store(assoc: Any, dimse: Any, request: Any, context: PresentationContextTup
     if encoded is not None and send_encoded(dimse, context_id, encoded):
         return
     dimse.send_msg(_STORAGE(assoc).validate_status(status, response), context_id)
-
-
-def _call_handler(assoc: Any, request: Any, context: PresentationContextTuple) -> Any:
-    """`evt.trigger` for EVT_C_STORE: call the handler, and return what it returns."""
-    if evt.trigger is not _TRIGGER or type(assoc).get_handlers is not _GET_HANDLERS:
-        return evt.trigger(assoc, evt.EVT_C_STORE, {"request": request, "context": context})
-    function, args = assoc._handlers.get(evt.EVT_C_STORE, (None, None))
-    if function is None:
-        return None
-    event = evt.Event.__new__(evt.Event)
-    vars(event).update(
-        _BLANK_EVENT, assoc=assoc, timestamp=datetime.now(), request=request, context=context
-    )
-    return function(event) if args is None else function(event, *args)
 
 
 def _remove_file(file: Any) -> None:

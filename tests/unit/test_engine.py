@@ -37,6 +37,7 @@ CONSTANTS = [
     "PARTIAL",
     "READY",
     "TIMEOUT",
+    "TURNS",
     "UNLIMITED_FRAGMENT",
     "CAN_CORK",
     "COMMAND",

@@ -12,7 +12,7 @@ from pathlib import Path
 from fastpdu.bench import pair
 from fastpdu.bench.comparison import Comparison, dcmtk_row, require_dcmtk, tabulate
 from fastpdu.bench.errors import BenchError
-from fastpdu.bench.report import Goal, Report, Row
+from fastpdu.bench.report import Goal, Report, Row, ratio
 from fastpdu.bench.runners import Floor, Runner, Store
 from fastpdu.bench.series import Series
 
@@ -98,10 +98,10 @@ def _fill(report: Report, args: argparse.Namespace, series: Series, rows: list[R
     medians = tabulate(report, args, series, rows, base="floor", column="x floor", until=" ")
     base, stock, ours = (medians.get(name) for name in ("floor", "stock", "fastpdu"))
     report.goals = [
-        Goal("fastpdu / raw-socket floor", ours / base if ours and base else None, 2.0, unit=" x"),
+        Goal("fastpdu / raw-socket floor", ratio(ours, base), 2.0, unit=" x"),
         Goal(
             "stock pynetdicom / fastpdu",
-            stock / ours if ours and stock else None,
+            ratio(stock, ours),
             30.0,
             at_least=True,
             unit=" x",

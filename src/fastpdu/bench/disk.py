@@ -20,7 +20,7 @@ import fastpdu
 from fastpdu.bench import pair, peers
 from fastpdu.bench.comparison import Comparison, dcmtk_row, require_dcmtk, tabulate
 from fastpdu.bench.errors import BenchError
-from fastpdu.bench.report import Goal, Report, Row
+from fastpdu.bench.report import Goal, Report, Row, ratio
 from fastpdu.bench.runners import FileRunner, Runner, send
 from fastpdu.bench.series import Series
 
@@ -225,13 +225,13 @@ def _fill(report: Report, args: argparse.Namespace, series: Series, rows: list[R
         report.goals += [
             Goal(
                 f"fastpdu, {flight} in flight / cp -r",
-                ours / base if ours and base else None,
+                ratio(ours, base),
                 2.0,
                 unit=" x",
             ),
             Goal(
                 f"stock pynetdicom / fastpdu, {flight} in flight",
-                stock / ours if stock and ours else None,
+                ratio(stock, ours),
                 25.0,
                 at_least=True,
                 unit=" x",

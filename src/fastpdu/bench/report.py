@@ -196,6 +196,11 @@ class Row:
         }
 
 
+def ratio(value: float | None, other: float | None) -> float | None:
+    """Return a quotient of two medians; None if one of the two has not been measured."""
+    return value / other if value and other else None
+
+
 @dataclass
 class Goal:
     """What the project promises, and what this run says about it.

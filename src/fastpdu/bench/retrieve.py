@@ -21,7 +21,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from fastpdu.bench import pair
 from fastpdu.bench.comparison import Comparison, tabulate
 from fastpdu.bench.errors import BenchError
-from fastpdu.bench.report import Goal, Report, Row
+from fastpdu.bench.report import Goal, Report, Row, ratio
 from fastpdu.bench.runners import Floor, HandlerRunner, Runner
 from fastpdu.bench.series import Instance, Series
 from fastpdu.transport import road_counters
@@ -207,7 +207,7 @@ def _fill(report: Report, args: argparse.Namespace, series: Series, rows: list[R
     report.goals = [
         Goal(
             f"fastpdu {service} by path / raw-socket floor",
-            medians[name] / base if base and name in medians else None,
+            ratio(medians.get(name), base),
             2.5,
             unit=" x",
         )

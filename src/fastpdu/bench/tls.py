@@ -15,7 +15,7 @@ from fastpdu import tls
 from fastpdu.bench import floor, pair, peers
 from fastpdu.bench.certificates import Certificates, certificates
 from fastpdu.bench.comparison import Comparison, tabulate
-from fastpdu.bench.report import Goal, Report, Row
+from fastpdu.bench.report import Goal, Report, Row, ratio
 from fastpdu.bench.runners import Dcmtk, Floor, Runner, Store
 from fastpdu.bench.series import Series
 
@@ -166,7 +166,7 @@ def _fill(
         report.goals.append(
             Goal(
                 f"throughput of fastpdu, {flight} in flight / of the raw TLS floor",
-                base / ours if base and ours else None,
+                ratio(base, ours),
                 0.7,
                 at_least=True,
                 unit=" x",

@@ -16,7 +16,7 @@ from fastpdu.bench.curves import Curve, Curves
 from fastpdu.bench.errors import BenchError
 from fastpdu.bench.options import positive
 from fastpdu.bench.progress import progress
-from fastpdu.bench.report import Goal, Report, Row
+from fastpdu.bench.report import Goal, Report, Row, ratio
 from fastpdu.bench.runners import Floor, HandlerRunner, Runner, measure, send
 from fastpdu.bench.series import Series, ct_series, first
 
@@ -365,13 +365,13 @@ def _goals(medians: dict[str, float]) -> list[Goal]:
     return [
         Goal(
             f"{GOAL} ms: fastpdu with the window / raw sockets",
-            many / raw if raw and many else None,
+            ratio(many, raw),
             1.3,
             unit=" x",
         ),
         Goal(
             f"{GOAL} ms: one at a time / fastpdu with the window",
-            single / many if single and many else None,
+            ratio(single, many),
             8.0,
             at_least=True,
             unit=" x",
