@@ -80,7 +80,7 @@ def test_an_object_that_arrives_changed(made: Large, tmp_path: Path) -> None:
 
 @linux_only
 def test_from_end_to_end(tmp_path: Path) -> None:
-    arguments = ["--size", "2", "--runs", "2", "--json", "--directory", str(tmp_path)]
+    arguments = ["--size", "2", "--runs", "1", "--json", "--directory", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, "-m", "fastpdu", "bench", "large", *arguments],
         capture_output=True,
@@ -92,7 +92,7 @@ def test_from_end_to_end(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     assert [row["name"] for row in result["rows"]] == ["store", "get", "stock"]
     for row in result["rows"]:
-        assert len(row["samples"]) == len(row["runs"]) == 2
+        assert len(row["samples"]) == len(row["runs"]) == 1
         assert row["bytes"] > 2_000_000
         assert row["runs"][0]["sender"]["peak_memory"] > 0
     assert [goal["met"] for goal in result["goals"]] == [True, True]

@@ -286,14 +286,14 @@ def exchange() -> list[bytes]:
 @pytest.mark.parametrize("how", ["eof", "reset", "half"])
 @pytest.mark.usefixtures("no_log")
 def test_the_end_at_every_offset_of_a_request(world: kit.World, how: str) -> None:
-    """Against an SCP: no thread and no descriptor is left, whatever the byte."""
+    """Against an SCP: no thread and no descriptor is left, whatever the byte (the rarer ends at every third)."""
     opened = Opened()
     server = serve(world, [(evt.EVT_CONN_OPEN, opened)], maximum_associations=1000, acse_timeout=2)
     raw.check_service(server.address)
     server.quiet()
     before = descriptors()
     steps = exchange()
-    step = 1 if KIND == "fast" else 23
+    step = 23 if KIND == "stock" else 1 if how == "eof" else 3
     for number, offset in enumerate(range(0, sum(map(len, steps)), step), 1):
         opened.wait(number)
         with raw.dial(server.address) as peer:
@@ -1034,7 +1034,13 @@ def test_sub_operations_of_a_get(world: kit.World) -> None:
 def test_bytes_changed_at_random(world: kit.World, stage: str, seed: int) -> None:
     """Whatever comes, the connection ends or goes on; no thread dies, nobody waits for ever."""
     chance = random.Random(f"{stage}{seed}")
-    server = serve(world, acse_timeout=0.5, network_timeout=0.5, maximum_associations=1000)
+    # (no timeout is needed: the peer goes away)
+    server = serve(
+        world,
+        acse_timeout=kit.DEADLINE / 2,
+        network_timeout=kit.DEADLINE / 2,
+        maximum_associations=1000,
+    )
     died: list[Any] = []
     hook, threading.excepthook = threading.excepthook, died.append
     try:

@@ -190,7 +190,7 @@ class Peer:
 
     def exactly(self, count: int) -> bytes:
         """So many bytes; fewer only at the end of the stream."""
-        raw = b""
+        raw = bytearray()
         while len(raw) < count:
             try:
                 more = self.sock.recv(count - len(raw))
@@ -199,7 +199,7 @@ class Peer:
             if not more:
                 break
             raw += more
-        return raw
+        return bytes(raw)
 
     def read(self) -> tuple[int, bytes] | None:
         """The next PDU as (type, body); None when the stream is over."""
@@ -230,7 +230,7 @@ class Peer:
 
     def message(self) -> tuple[int, dict[int, bytes], bytes]:
         """One DIMSE message: context id, raw command elements, data set."""
-        commands = data_set = b""
+        commands, data_set = b"", bytearray()
         context = 0
         want_data = None
         while want_data is None or want_data:
@@ -246,7 +246,7 @@ class Peer:
                     data_set += fragment
                     if control & 2:
                         want_data = False
-        return context, decode(commands), data_set
+        return context, decode(commands), bytes(data_set)
 
     def at_end(self) -> bool:
         """Whether the peer closes the connection, after whatever it still sends."""

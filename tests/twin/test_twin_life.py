@@ -176,6 +176,10 @@ def test_abort_in_the_middle_of_a_stream(world: kit.World, side: str, size: int)
     storing, stored = in_thread(stream)
     kit.until(lambda: count[0] >= 2)
     (assoc if side == "scu" else acceptor).abort()
+    if world.scu == "stock":
+        # A reactor of stock that ends may leave _is_paused false, and send_c_store waits for it for ever.
+        kit.until(lambda: not (storing.is_alive() and assoc.is_alive()))
+        assoc._is_paused = True
     finish(storing)
     assert stored[0] == () or stored[0][0] == "RuntimeError"
     kit.until(lambda: assoc.is_aborted)
