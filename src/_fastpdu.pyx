@@ -88,6 +88,7 @@ cdef extern from "_fastpdu_sys.h" nogil:
     void fp_wake_clear(int fd)
     void fp_quickack(int fd)
     void fp_cork(int fd, int on)
+    void fp_yield()
     int fp_tcp_info(int fd, void *p, size_t n)
 
 # Limits (docs/limits.md)
@@ -132,6 +133,7 @@ cdef enum:
     HOLD = 12  # times as long as a message took to leave, it keeps its turn and waits for the answer
     MAX_HOLD = 20000000  # ns of that at most
     C_TURN_US = 100000  # microseconds after which a message leaves out of turn
+    BUSY_NS = 400000  # ns for which to look for a message before sleeping, if the last one came within them
     SPARES = 4  # buffers for reading files that the process keeps
     EARLY = 64 * 1024  # bytes of a data set in a file from which on the command set leaves before the file is read
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
@@ -268,6 +270,21 @@ cdef int _make_turns() except -1:
 _make_turns()
 
 
+# Held by the one thread of the process that looks for a message and does not sleep
+cdef PyThread_type_lock busy_lock
+
+
+cdef int _make_busy_lock() except -1:
+    global busy_lock
+    busy_lock = PyThread_allocate_lock()
+    if busy_lock == NULL:
+        raise MemoryError
+    return 0
+
+
+_make_busy_lock()
+
+
 def free_turns():
     """Return how many turns nobody has: for tests."""
     cdef int count = 0
@@ -297,6 +314,7 @@ def _forget_threads():
     # (the parent goes on with the descriptors)
     close_ends(way_ends)
     _make_turns()
+    _make_busy_lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -487,6 +505,7 @@ cdef class Connection:
     cdef public uint32_t max_receive_pdu
     cdef public uint64_t max_message
     cdef public bint quickack
+    cdef public bint busy_wait
     cdef public bint cork
     cdef public bint pack_command
     cdef public bint tells_command
@@ -537,6 +556,8 @@ cdef class Connection:
     cdef int sink_error
     cdef unsigned char *sink_buffer
     cdef bint did_read
+    cdef int64_t gap  # ns waited for the next message so far
+    cdef int64_t last_gap  # and for the one before
     cdef bint starved  # what is buffered is known to be incomplete
     # scattering read
     cdef fp_iov in_iov[IOVS]
@@ -576,6 +597,7 @@ cdef class Connection:
         self.read_chunk = READ_CHUNK
         self.early = EARLY
         self.turn = -1
+        self.last_gap = BUSY_NS + 1
 
     def __init__(self, sock):
         if type(self) is Connection:
@@ -743,18 +765,48 @@ cdef class Connection:
             self.did_read = False
         if awaited and timeout != 0:
             began = fp_now()
-            ready = self._poll(FP_IN, timeout)
+            ready = self._poll_in(timeout)
             waited(&self.peer_waits, began)
         else:
             if timeout != 0:
                 # Before it, not after: an idle reader may be woken because an answer is due by now
                 self.peer_waits.current = 0
-            ready = self._poll(FP_IN, timeout)
+            ready = self._poll_in(timeout)
         if ready < 0:
             return self._failed(ready)
         if ready & FP_WAKE:
             return R_WAKE
         return R_READY if ready else R_TIMEOUT
+
+    cdef int _poll_in(self, int64_t timeout) noexcept nogil:
+        """`_poll` for bytes. With `busy_wait`, between messages that come soon, look for a while before sleeping.
+
+        To wake a thread may take as long as the answer. Whoever else wants the processor gets it meanwhile.
+        """
+        cdef int64_t began, most
+        cdef int ready = 0
+        if timeout == 0 or self._in_progress():
+            return self._poll(FP_IN, timeout)
+        began = fp_now()
+        if (
+            self.busy_wait and self.last_gap <= BUSY_NS
+            and PyThread_acquire_lock_timed(busy_lock, 0, 0) == PY_LOCK_ACQUIRED
+        ):
+            most = BUSY_NS if timeout < 0 or timeout > BUSY_NS else timeout
+            while ready == 0 and fp_now() - began < most:
+                ready = self._poll(FP_IN, 0)
+                if ready == 0:
+                    fp_yield()
+            PyThread_release_lock(busy_lock)
+            if ready == 0 and timeout > 0:
+                timeout = left(began + timeout)
+        if ready == 0:
+            ready = self._poll(FP_IN, timeout)
+        self.gap += fp_now() - began
+        if ready > 0 and ready != FP_WAKE:
+            self.last_gap = self.gap
+            self.gap = 0
+        return ready
 
     cdef int _linger(self, int64_t timeout, bint awaited) noexcept nogil:
         """Wait until there is something to read; a wake-up ends it, and is left for who waits.

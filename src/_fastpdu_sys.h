@@ -118,6 +118,7 @@ static inline int fp_tcp_info(int fd, void *p, size_t n) { (void)fd; (void)p; (v
 #define FP_CAN_CORK 0
 #define FP_CORK_PUSHES 0
 static inline void fp_cork(int fd, int on) { (void)fd; (void)on; }
+static inline void fp_yield(void) { }
 
 #else /* POSIX */
 
@@ -125,6 +126,7 @@ static inline void fp_cork(int fd, int on) { (void)fd; (void)on; }
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/types.h>
@@ -288,6 +290,12 @@ static inline int fp_poll(int fd, int events, int wake, int64_t timeout)
     if (p[1].revents)
         ready |= FP_WAKE;
     return ready;
+}
+
+/* Let other threads and processes have the CPU, if they want it. */
+static inline void fp_yield(void)
+{
+    sched_yield();
 }
 
 /* A descriptor that wakes fp_poll: ends[0] is polled, ends[1] written (the same one where eventfd exists). */

@@ -69,6 +69,7 @@ class Connection:
     max_receive_pdu: int
     max_message: int
     quickack: bool
+    busy_wait: bool
     cork: bool
     pack_command: bool
     tells_command: bool

@@ -713,6 +713,8 @@ class Connection:
         Seconds from a PDU's first byte to its last.
     quickack : bool
         Whether to re-arm ``TCP_QUICKACK`` before a blocking wait that follows a read.
+    busy_wait : bool
+        Whether the compiled engine looks for a message before it sleeps. Here that gains nothing, so nobody does.
     cork : bool
         Whether to hold back partial segments (``TCP_CORK``) between the system calls of one message.
     pack_command : bool
@@ -734,6 +736,7 @@ class Connection:
         self.max_message: int = 0
         self.pdu_timeout: float | None = None
         self.quickack: bool = False
+        self.busy_wait: bool = False
         self.cork: bool = False
         self.pack_command: bool = False
         self.split_commands: frozenset[int] = frozenset()

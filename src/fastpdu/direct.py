@@ -70,6 +70,8 @@ class DirectMode:
         self._dul = dul
         self.backlog = BACKLOG
         self.has_failed = False
+        # What `Connection.busy_wait` will be again
+        self._waits_busily: bool | None = None
         self.token = threading.Lock()
         self._lease = LEASE
         self._lease_until = 0.0
@@ -149,6 +151,20 @@ class DirectMode:
             if message.is_awaited:
                 _asking.discard(self)
         return True
+
+    def expect_many(self, window: int) -> None:
+        """Take notice that the answers to so many requests may come from now on; 0: no longer.
+
+        With more than one the peer is busy all the time, and needs the processor more, if it is in this process, than
+        we need the answer early: no busy waiting then.
+        """
+        self.backlog = BACKLOG + window
+        connection: Any = self._dul.connection
+        if window > 1:
+            if self._waits_busily is None and connection is not None:
+                self._waits_busily, connection.busy_wait = connection.busy_wait, False
+        elif self._waits_busily is not None:
+            self._waits_busily, connection.busy_wait = None, self._waits_busily
 
     def _begin_lease(self) -> None:
         """Somebody is about to ask for something: that one will read the answer."""

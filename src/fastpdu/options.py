@@ -141,6 +141,11 @@ class TransportOptions:
         TCP_QUICKACK, set again before each wait that follows a read (Linux): our ACKs leave at once, so a peer that
         writes with Nagle's algorithm on does not wait for them. Costs one cheap system call per wait, and some
         segments that carry nothing but an ACK. By default on where the platform has it.
+    busy_wait : bool, optional
+        Where the last message came within 0.4 ms, look for the next one for as long before sleeping: to wake a thread
+        may take as long as an answer, above all on virtual machines. One thread of the process at a time, and never in
+        the middle of a message; the CPU goes to whoever wants it meanwhile (sched_yield). Costs CPU time that nobody
+        else wants, and heat. By default on where the process may use more than one CPU.
     cork : bool, default False
         TCP_CORK, elsewhere TCP_NOPUSH: where one message takes several system calls, no segment leaves half full
         between them. Taken back at the end of each message and before each wait. A message is mostly one
@@ -204,6 +209,7 @@ class TransportOptions:
 
     nodelay: bool | None = _option(_Flag(), needs=("TCP_NODELAY",))
     quickack: bool | None = _option(_Flag(), needs=("TCP_QUICKACK",))
+    busy_wait: bool | None = _option(_Flag())
     cork: bool = _option(_Flag(), default=False, needs=("TCP_CORK",))
     send_buffer: int | None = _option(_Whole("bytes", 1, _INT_MAX))
     receive_buffer: int | None = _option(_Whole("bytes", 1, _INT_MAX))

@@ -22,7 +22,6 @@ from pynetdicom.dimse_primitives import C_STORE
 from fastpdu import dsutils
 from fastpdu.dimse import get_stored, is_ours, send_encoded
 from fastpdu.dimse_messages import Encoded, encode_store_request
-from fastpdu.direct import BACKLOG
 from fastpdu.window import MOST, SYNCHRONOUS
 
 if TYPE_CHECKING:
@@ -223,7 +222,7 @@ class Pipeline:
             self._pause_reactor()
             # Only now: until it pauses, the reactor may take the last answer that was due
             assoc._pipeline = self
-            assoc.dul.direct.backlog = BACKLOG + self._window
+            assoc.dul.direct.expect_many(self._window)
             try:
                 action(*args)
             finally:
@@ -254,7 +253,7 @@ class Pipeline:
         assoc = self._assoc
         if not self._in_flight and assoc._pipeline is self:
             assoc._pipeline = None
-            assoc.dul.direct.backlog = BACKLOG
+            assoc.dul.direct.expect_many(0)
 
     # Sending ------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ Replaces what ``pynetdicom.transport`` does with sockets; `AssociationSocket` it
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -148,11 +149,19 @@ def connection_for(sock: socket.socket, options: TransportOptions) -> engine.Con
         cast(_SerialSSLSocket, sock).io_lock = threading.Lock()
     connection = engine.connect(sock)
     connection.quickack = options.quickack is not False
+    connection.busy_wait = options.busy_wait is not False and _has_several_processors()
     connection.cork = options.cork
     connection.pack_command = options.pack_command
     connection.max_message = options.max_message
     ROADS.follow(connection)
     return connection
+
+
+def _has_several_processors() -> bool:
+    """Whether a thread of this process can wait while another one runs."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) > 1
+    return (os.cpu_count() or 1) > 1
 
 
 class Roads:

@@ -129,6 +129,7 @@ def test_interfaces_agree() -> None:
         "max_message",
         "pdu_timeout",
         "quickack",
+        "busy_wait",
         "cork",
         "pack_command",
         "split_commands",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import inspect
+import os
 import re
 import socket
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def same(names: tuple[str, ...], values: list[Any]) -> dict[str, list[Any]]:
 GOOD: dict[str, tuple[Any, str]] = {
     "nodelay": (False, "0"),
     "quickack": (False, "off"),
+    "busy_wait": (False, "no"),
     "cork": (True, "yes"),
     "send_buffer": (65536, "65536"),
     "receive_buffer": (1, "1"),
@@ -45,7 +47,7 @@ GOOD: dict[str, tuple[Any, str]] = {
     "handler_threads": (4, "4"),
 }
 BAD_TYPES: dict[str, list[Any]] = {
-    **same(("nodelay", "quickack", "cork", "pack_command"), [1, "on", 0.0]),
+    **same(("nodelay", "quickack", "busy_wait", "cork", "pack_command"), [1, "on", 0.0]),
     **same(
         (
             "send_buffer",
@@ -76,7 +78,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     **same(("send_timeout", "pdu_timeout"), [0, -1, float("nan")]),
 }
 BAD_TEXTS: dict[str, list[str]] = {
-    **same(("nodelay", "quickack", "cork", "pack_command"), ["perhaps", "2"]),
+    **same(("nodelay", "quickack", "busy_wait", "cork", "pack_command"), ["perhaps", "2"]),
     **same(
         (
             "send_buffer",
@@ -115,7 +117,13 @@ def possible(name: str) -> None:
 
 def test_tables_are_complete() -> None:
     assert set(GOOD) == set(BAD_TYPES) == set(BAD_TEXTS) == set(NAMES)
-    assert set(BAD_VALUES) == set(NAMES) - {"nodelay", "quickack", "cork", "pack_command"}
+    assert set(BAD_VALUES) == set(NAMES) - {
+        "nodelay",
+        "quickack",
+        "busy_wait",
+        "cork",
+        "pack_command",
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -342,19 +350,35 @@ def test_max_segment_is_left_alone_when_connected(sock: socket.socket) -> None:
     assert read(sock, "TCP_MAXSEG") == before
 
 
-def test_the_engine_is_told() -> None:
+def test_no_busy_waiting_on_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     near, far = socket.socketpair()
     with near, far:
-        for made, expected in (
-            (TransportOptions(), (True, False, False, 0)),
-            (TransportOptions(quickack=False, pack_command=True), (False, False, True, 0)),
+        for processors in (1, 2):
+            monkeypatch.setattr(
+                os, "sched_getaffinity", lambda pid, n=processors: set(range(n)), raising=False
+            )
+            conn = transport.connection_for(near, TransportOptions(busy_wait=True))
+            transport.ROADS.end(conn)
+            conn.close()
+            assert bool(conn.busy_wait) is (processors > 1)
+
+
+def test_the_engine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    near, far = socket.socketpair()
+    with near, far:
+        for made, expected, busy in (
+            (TransportOptions(), (True, False, False, 0), True),
+            (TransportOptions(quickack=False, pack_command=True), (False, False, True, 0), True),
             (
-                TransportOptions(cork=engine.CAN_CORK, max_message=9),
+                TransportOptions(cork=engine.CAN_CORK, max_message=9, busy_wait=False),
                 (True, engine.CAN_CORK, False, 9),
+                False,
             ),
         ):
             conn = transport.connection_for(near, made)
             found = (conn.quickack, conn.cork, conn.pack_command, conn.max_message)
+            assert bool(conn.busy_wait) is busy
             transport.ROADS.end(conn)
             conn.close()
             assert tuple(map(bool, found[:3])) + found[3:] == expected

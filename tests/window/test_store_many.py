@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +135,30 @@ def test_as_many_in_flight_as_negotiated(pair: kit.World, road: Any) -> None:
         assoc.release()
     assert results == [(uid(number), 0) for number in range(1, 7)]
     assert len(set(acceptor.results[0])) == 6
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_no_busy_waiting_with_several_in_flight(
+    pair: kit.World, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    """The peer needs the processor more than we need its answer early."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    seen = []
+
+    def store(event: evt.Event) -> int:
+        seen.append(bool(assoc.dul.connection.busy_wait))
+        return 0
+
+    server = pair.serve(
+        windowed.CTX, [(evt.EVT_C_STORE, store)], attributes={"async_window": window}
+    )
+    assoc: Any = connect(pair, server, window)
+    for _ in range(2):
+        assert assoc.send_c_store(data.image(1)).Status == 0
+        assert len(list(assoc.send_c_store_many(windowed.numbered(3)))) == 3
+    assert seen == [True, *[window == 1] * 3] * 2
+    assert assoc.dul.connection.busy_wait
+    assoc.release()
 
 
 @pytest.mark.parametrize("window", [1, 2])
