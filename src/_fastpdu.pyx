@@ -270,6 +270,11 @@ cdef int _make_turns() except -1:
 _make_turns()
 
 
+cdef inline bint others_rest() noexcept nogil:
+    """Whether there is at most one exchange in this process: one thread that sends or waits, one that receives."""
+    return sending <= 1 and receiving <= 1
+
+
 # Held by the one thread of the process that looks for a message and does not sleep
 cdef PyThread_type_lock busy_lock
 
@@ -789,11 +794,11 @@ cdef class Connection:
             return self._poll(FP_IN, timeout)
         began = fp_now()
         if (
-            self.busy_wait and self.last_gap <= BUSY_NS
+            self.busy_wait and self.last_gap <= BUSY_NS and others_rest()
             and PyThread_acquire_lock_timed(busy_lock, 0, 0) == PY_LOCK_ACQUIRED
         ):
             most = BUSY_NS if timeout < 0 or timeout > BUSY_NS else timeout
-            while ready == 0 and fp_now() - began < most:
+            while ready == 0 and fp_now() - began < most and others_rest():
                 ready = self._poll(FP_IN, 0)
                 if ready == 0:
                     fp_yield()
