@@ -134,6 +134,7 @@ cdef enum:
     MAX_HOLD = 20000000  # ns of that at most
     C_TURN_US = 100000  # microseconds after which a message leaves out of turn
     BUSY_NS = 400000  # ns for which to look for a message before sleeping, if the last one came within them
+    CROWD_NS = 10000000  # ns after a message on a third connection for which nobody does
     SPARES = 4  # buffers for reading files that the process keeps
     EARLY = 64 * 1024  # bytes of a data set in a file from which on the command set leaves before the file is read
     SMALL = 8 * 1024  # bytes of a message that is sent without releasing the GIL
@@ -270,9 +271,22 @@ cdef int _make_turns() except -1:
 _make_turns()
 
 
-cdef inline bint others_rest() noexcept nogil:
-    """Whether there is at most one exchange in this process: one thread that sends or waits, one that receives."""
-    return sending <= 1 and receiving <= 1
+# The connections that the last two messages of different connections came by: both ends of an association, mostly; and
+# the monotonic time in ns until which there are considered to be more, changed with the GIL in hand
+cdef void *busiest[2]
+busiest[0] = busiest[1] = NULL
+cdef int64_t crowded_until = 0
+
+
+cdef void notice_message(void *connection) noexcept:
+    """Take notice of a message: with more than two connections that have some, nobody waits busily."""
+    global crowded_until
+    if connection == busiest[0]:
+        return
+    if connection != busiest[1] and busiest[1] != NULL:
+        crowded_until = fp_now() + CROWD_NS
+    busiest[1] = busiest[0]
+    busiest[0] = connection
 
 
 # Held by the one thread of the process that looks for a message and does not sleep
@@ -314,8 +328,10 @@ cdef int take_turn(unsigned int first) noexcept nogil:
 
 def _forget_threads():
     """After a fork: the threads that were counted, and had turns, are not in this process."""
-    global receiving, sending, giving_way
+    global receiving, sending, giving_way, crowded_until
     receiving = sending = giving_way = 0
+    crowded_until = 0
+    busiest[0] = busiest[1] = NULL
     # (the parent goes on with the descriptors)
     close_ends(way_ends)
     _make_turns()
@@ -561,8 +577,8 @@ cdef class Connection:
     cdef int sink_error
     cdef unsigned char *sink_buffer
     cdef bint did_read
-    cdef int64_t gap  # ns waited for the next message so far
-    cdef int64_t last_gap  # and for the one before
+    cdef int64_t gap  # ns waited since the last message was sent or received
+    cdef int64_t last_gap[2]  # ns waited in the end, for a message that was not awaited, and for one that was
     cdef bint starved  # what is buffered is known to be incomplete
     # scattering read
     cdef fp_iov in_iov[IOVS]
@@ -585,7 +601,7 @@ cdef class Connection:
     cdef readonly bint send_broken
 
     cdef readonly uint64_t bytes_sent, bytes_received, pdus_sent, pdus_received
-    cdef readonly uint64_t messages_sent, messages_received, send_calls, receive_calls, yielded_ns
+    cdef readonly uint64_t messages_sent, messages_received, send_calls, receive_calls, yielded_ns, busy_waits
     cdef readonly uint32_t largest_pdu_sent, largest_pdu_received
     cdef Waits send_waits, peer_waits
     cdef object last_tcp_info
@@ -602,7 +618,7 @@ cdef class Connection:
         self.read_chunk = READ_CHUNK
         self.early = EARLY
         self.turn = -1
-        self.last_gap = BUSY_NS + 1
+        self.last_gap[0] = self.last_gap[1] = BUSY_NS
 
     def __init__(self, sock):
         if type(self) is Connection:
@@ -770,47 +786,57 @@ cdef class Connection:
             self.did_read = False
         if awaited and timeout != 0:
             began = fp_now()
-            ready = self._poll_in(timeout)
+            ready = self._poll_in(timeout, True)
             waited(&self.peer_waits, began)
         else:
             if timeout != 0:
                 # Before it, not after: an idle reader may be woken because an answer is due by now
                 self.peer_waits.current = 0
-            ready = self._poll_in(timeout)
+            ready = self._poll_in(timeout, False)
         if ready < 0:
             return self._failed(ready)
         if ready & FP_WAKE:
             return R_WAKE
         return R_READY if ready else R_TIMEOUT
 
-    cdef int _poll_in(self, int64_t timeout) noexcept nogil:
+    cdef int _poll_in(self, int64_t timeout, bint awaited) noexcept nogil:
         """`_poll` for bytes. With `busy_wait`, between messages that come soon, look for a while before sleeping.
 
         To wake a thread may take as long as the answer. Whoever else wants the processor gets it meanwhile.
         """
         cdef int64_t began, most
         cdef int ready = 0
-        if timeout == 0 or self._in_progress():
+        if not (FP_HAVE_FD and self.busy_wait) or timeout == 0 or self._in_progress():
             return self._poll(FP_IN, timeout)
         began = fp_now()
-        if (
-            self.busy_wait and self.last_gap <= BUSY_NS and others_rest()
-            and PyThread_acquire_lock_timed(busy_lock, 0, 0) == PY_LOCK_ACQUIRED
-        ):
-            most = BUSY_NS if timeout < 0 or timeout > BUSY_NS else timeout
-            while ready == 0 and fp_now() - began < most and others_rest():
-                ready = self._poll(FP_IN, 0)
+        # So long for one message, however often it is waited for
+        most = BUSY_NS - self.gap
+        if most > 0 and self.last_gap[awaited] < BUSY_NS and began >= crowded_until:
+            if PyThread_acquire_lock_timed(busy_lock, 0, 0) == PY_LOCK_ACQUIRED:
+                self.busy_waits += 1
+                ready = self._look(began, most if timeout < 0 or timeout > most else timeout)
+                PyThread_release_lock(busy_lock)
                 if ready == 0:
-                    fp_yield()
-            PyThread_release_lock(busy_lock)
-            if ready == 0 and timeout > 0:
-                timeout = left(began + timeout)
+                    self.gap += fp_now() - began
+                    # A signal that came meanwhile has interrupted nothing
+                    return 0 if 0 < timeout <= fp_now() - began else -EINTR
         if ready == 0:
             ready = self._poll(FP_IN, timeout)
         self.gap += fp_now() - began
         if ready > 0 and ready != FP_WAKE:
-            self.last_gap = self.gap
-            self.gap = 0
+            self.last_gap[awaited] = self.gap
+        return ready
+
+    cdef int _look(self, int64_t began, int64_t most) noexcept nogil:
+        """Look for bytes for at most `most` ns since `began`, and let others have the processor: see fp_poll."""
+        cdef int ready = self._poll(FP_IN, 0)
+        cdef int64_t now
+        while ready == 0:
+            fp_yield()
+            now = fp_now()
+            if now - began >= most or now < crowded_until:
+                break
+            ready = self._poll(FP_IN, 0)
         return ready
 
     cdef int _linger(self, int64_t timeout, bint awaited) noexcept nogil:
@@ -1413,6 +1439,8 @@ cdef class Connection:
         elif not self.fragment_is_command and not self.sinking:
             message.data = b""  # a data set came, and was empty
         self.messages_received += 1
+        self.gap = 0
+        notice_message(<void *>self)
         self._forget()
         return message
 
@@ -1913,6 +1941,8 @@ cdef class Connection:
     cdef int _begin_send(self, bint message) except -1:
         """Have the connection for a send. `_finish_send` or the caller gives the lock back; the caller, `_leave`."""
         self._lock_sends()
+        if message:
+            self.gap = 0
         try:
             self._prepare_send(message)
         except BaseException:

@@ -989,6 +989,11 @@ class Connection:
         return 0
 
     @property
+    def busy_waits(self) -> int:
+        """How often the compiled engine has looked for a message before sleeping: never here."""
+        return 0
+
+    @property
     def send_stalls(self) -> int:
         """Waits of sends of `STALL_NS` or more."""
         return self._send_waits.stalls

@@ -143,9 +143,10 @@ class TransportOptions:
         segments that carry nothing but an ACK. By default on where the platform has it.
     busy_wait : bool, optional
         Where the last message came within 0.4 ms, look for the next one for as long before sleeping: to wake a thread
-        may take as long as an answer, above all on virtual machines. One thread of the process at a time, and never in
-        the middle of a message; the CPU goes to whoever wants it meanwhile (sched_yield). Costs CPU time that nobody
-        else wants, and heat. By default on where the process may use more than one CPU.
+        may take as long as an answer, above all on virtual machines. One thread of the process at a time, while no more
+        than two connections of the process have messages, and not while `send_c_store_many` has several in flight.
+        Others that want the CPU get it meanwhile (sched_yield), but the time counts: against the quota of a container,
+        for instance. By default on; never done where the process may use one CPU only, on Windows, or in pure Python.
     cork : bool, default False
         TCP_CORK, elsewhere TCP_NOPUSH: where one message takes several system calls, no segment leaves half full
         between them. Taken back at the end of each message and before each wait. A message is mostly one

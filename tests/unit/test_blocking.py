@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -223,93 +221,6 @@ def test_quickack(impl: Impl) -> None:
             eventually(lambda: one.conn.in_pdu or not receiving.running)
             one.feed(WHOLE[20:])
             assert receiving.result().data == b"abcdef"
-
-
-@pytest.fixture
-def busy(one: Link, engine: Any) -> Link:
-    """A connection that looks for the next message, since the last has just come."""
-    assert not one.conn.busy_wait
-    one.conn.busy_wait = True
-    for _ in range(3):
-        one.feed(WHOLE)
-        assert one.conn.wait(PATIENCE, awaited=True) == engine.READY
-        assert one.conn.receive(PATIENCE).data == b"abcdef"
-    return one
-
-
-def test_busy_wait(busy: Link, engine: Any) -> None:
-    """It changes nothing but the timing: messages in pieces, soon and late, timeouts, wake-ups."""
-    for seconds in (0.0, 0.0001, 0.0003, 0.002, 0.02, 0.0001):
-        waiting = Background(busy.conn.receive, PATIENCE)
-        time.sleep(seconds)
-        busy.feed(WHOLE[:20])
-        time.sleep(seconds)
-        busy.feed(WHOLE[20:])
-        assert waiting.result().data == b"abcdef"
-    for timeout in (0, 0.0001, 0.0003, 0.002):
-        assert busy.conn.wait(timeout) == engine.TIMEOUT
-        assert busy.conn.receive(timeout) == engine.TIMEOUT
-        busy.feed(WHOLE)
-        assert busy.conn.receive(PATIENCE).data == b"abcdef"
-    for _ in range(20):
-        waiting = Background(busy.conn.wait, PATIENCE)
-        busy.conn.wake()
-        assert waiting.result() == engine.WAKE
-
-
-def test_busy_wait_and_the_end(busy: Link, engine: Any) -> None:
-    """Of our end, while somebody waits, and of the peer's."""
-    waiting = Background(busy.conn.wait, PATIENCE)
-    busy.conn.close()
-    with pytest.raises(OSError, match="closed"):
-        waiting.result()
-
-
-def test_busy_wait_of_many(impl: Impl, engine: Any) -> None:
-    """Only one thread of the process looks; the others get their messages all the same."""
-    with contextlib.ExitStack() as stack:
-        links = [stack.enter_context(link(impl)) for _ in range(6)]
-        for each in links:
-            each.conn.busy_wait = True
-        for _ in range(30):
-            waiting = [Background(each.conn.receive, PATIENCE) for each in links]
-            for each in links:
-                each.feed(WHOLE)
-            assert [found.result().data for found in waiting] == [b"abcdef"] * len(links)
-        assert links[0].conn.wait(0.001) == engine.TIMEOUT
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.skipif(bool(os.environ.get("FASTPDU_SANITIZED")), reason="forks")
-def test_busy_wait_in_a_child(busy: Link, engine: Any) -> None:
-    """A child may look, whatever the parent's threads did at the time of the fork."""
-    with contextlib.ExitStack() as stack:
-        stop = threading.Event()
-
-        def exchange() -> None:
-            while not stop.is_set():
-                busy.feed(WHOLE)
-                busy.conn.receive(PATIENCE)
-                busy.conn.wait(0.0004)
-
-        running = Background(exchange)
-        stack.callback(running.result)
-        stack.callback(stop.set)
-        for _ in range(20):
-            pid = os.fork()
-            if pid == 0:
-                code = 1
-                try:
-                    near, far = socket.socketpair()
-                    conn = type(busy.conn)(near)
-                    conn.busy_wait = True
-                    for _ in range(3):
-                        far.sendall(WHOLE)
-                        conn.receive(PATIENCE)
-                    code = conn.wait(0.001) != engine.TIMEOUT
-                finally:
-                    os._exit(code)
-            assert os.waitpid(pid, 0)[1] == 0
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="no TCP_QUICKACK here")
