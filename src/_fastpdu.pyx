@@ -257,14 +257,17 @@ cdef PyThread_type_lock turns[C_TURNS]
 cdef unsigned int next_turn = 0
 
 
+cdef PyThread_type_lock new_lock() except NULL:
+    cdef PyThread_type_lock lock = PyThread_allocate_lock()
+    if lock == NULL:
+        raise MemoryError
+    return lock
+
+
 cdef int _make_turns() except -1:
-    cdef PyThread_type_lock lock
     cdef int i
     for i in range(C_TURNS):
-        lock = PyThread_allocate_lock()
-        if lock == NULL:
-            raise MemoryError
-        turns[i] = lock
+        turns[i] = new_lock()
     return 0
 
 
@@ -290,18 +293,7 @@ cdef void notice_message(void *connection) noexcept:
 
 
 # Held by the one thread of the process that looks for a message and does not sleep
-cdef PyThread_type_lock busy_lock
-
-
-cdef int _make_busy_lock() except -1:
-    global busy_lock
-    busy_lock = PyThread_allocate_lock()
-    if busy_lock == NULL:
-        raise MemoryError
-    return 0
-
-
-_make_busy_lock()
+cdef PyThread_type_lock busy_lock = new_lock()
 
 
 def free_turns():
@@ -328,14 +320,14 @@ cdef int take_turn(unsigned int first) noexcept nogil:
 
 def _forget_threads():
     """After a fork: the threads that were counted, and had turns, are not in this process."""
-    global receiving, sending, giving_way, crowded_until
+    global receiving, sending, giving_way, crowded_until, busy_lock
     receiving = sending = giving_way = 0
     crowded_until = 0
     busiest[0] = busiest[1] = NULL
     # (the parent goes on with the descriptors)
     close_ends(way_ends)
     _make_turns()
-    _make_busy_lock()
+    busy_lock = new_lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -351,9 +343,7 @@ cdef struct Chunk:
 # buffer that was used last, which the caches still know, is the first to be used again.
 cdef Chunk spares[SPARES]
 cdef int spare_count = 0
-cdef PyThread_type_lock spares_lock = PyThread_allocate_lock()
-if spares_lock == NULL:
-    raise MemoryError
+cdef PyThread_type_lock spares_lock = new_lock()
 
 
 cdef Chunk take_chunk(size_t size) noexcept nogil:
@@ -612,9 +602,7 @@ cdef class Connection:
         self.sink = -1
         self.c_pdu_timeout = -1
         self.c_split = frozenset()
-        self.send_lock = PyThread_allocate_lock()
-        if self.send_lock == NULL:
-            raise MemoryError
+        self.send_lock = new_lock()
         self.read_chunk = READ_CHUNK
         self.early = EARLY
         self.turn = -1
@@ -786,13 +774,13 @@ cdef class Connection:
             self.did_read = False
         if awaited and timeout != 0:
             began = fp_now()
-            ready = self._poll_in(timeout, True)
+            ready = self._poll_in(timeout, awaited)
             waited(&self.peer_waits, began)
         else:
             if timeout != 0:
                 # Before it, not after: an idle reader may be woken because an answer is due by now
                 self.peer_waits.current = 0
-            ready = self._poll_in(timeout, False)
+            ready = self._poll_in(timeout, awaited)
         if ready < 0:
             return self._failed(ready)
         if ready & FP_WAKE:
