@@ -76,6 +76,7 @@ cdef extern from "_fastpdu_sys.h" nogil:
     int64_t fp_now()
     int fp_dup(int fd)
     int fp_open(const char *path)
+    int fp_create(const char *path)
     int64_t fp_file_size(int fd)
     void fp_close(int fd)
     int64_t fp_recvv(int fd, fp_iov *v, int n)
@@ -103,6 +104,7 @@ TURNS = 4
 CAN_CORK = bool(FP_CAN_CORK)
 
 NOT_REGULAR = "Not a regular file"
+CREATING = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 # Nanoseconds from which on a wait is a suspected stall: the shortest delayed ACK takes 40 ms
 STALL_NS = 30000000
@@ -456,6 +458,108 @@ cdef class Message:
 
 
 @cython.final
+cdef class NewFile:
+    """A file that is to be made: by `open`, or by the connection whose sink it is, when it receives the data set.
+
+    The connection may write to it until the message is complete or forgotten; it is closed after that, whoever asked
+    for it before. The descriptor does not outlive this object.
+
+    Parameters
+    ----------
+    path : str
+        The file; there must be none of that name when it is made.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    fd : int
+        A descriptor for reading and writing; -1 before and after.
+    is_made : bool
+        Whether the file was made.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `path` is not one.
+    """
+
+    cdef readonly str path
+    cdef bytes encoded
+    cdef const char *encoded_at
+    cdef readonly int fd
+    cdef readonly bint is_made
+    cdef bint is_lent  # to a connection
+    cdef bint is_done_with  # to be closed when it comes back
+
+    def __cinit__(self, str path not None):
+        self.fd = -1
+        self.path = path
+        self.encoded = os.fsencode(path)
+        self.encoded_at = PyBytes_AsString(self.encoded)
+        if b"\0" in self.encoded:
+            raise ValueError("embedded null byte")
+
+    def __dealloc__(self):
+        if self.is_made:
+            fp_close(self.fd)
+
+    def open(self):
+        """Make the file and open it.
+
+        Raises
+        ------
+        OSError
+            If it cannot be made; FileExistsError if there is one of that name.
+        ValueError
+            If it was made before.
+        """
+        if self.is_made:
+            raise ValueError("the file was made before")
+        self.fd = os.open(self.path, CREATING, 0o666)
+        self.is_made = True
+
+    def close(self):
+        """Close the descriptor, if it is open: at once, or when the connection that writes to it is through.
+
+        Raises
+        ------
+        OSError
+            If the file system writes late, and says now that it could not.
+        """
+        cdef int fd = self.fd
+        if self.is_lent:
+            self.is_done_with = True
+        elif fd >= 0:
+            self.fd = -1
+            os.close(fd)
+
+    cdef void come_back(self) noexcept:
+        """The connection does not write to it any more."""
+        self.is_lent = False
+        if self.is_done_with:
+            fp_close(self.fd)
+            self.fd = -1
+
+    cdef int make(self) noexcept nogil:
+        """`open` without the GIL, where descriptors are the system's: 0 or a negative errno."""
+        cdef int fd = fp_create(self.encoded_at)
+        if fd < 0:
+            return fd
+        self.fd = fd
+        self.is_made = True
+        return 0
+
+    cdef int make_with_gil(self) except 1:
+        """`open`, where they are not: 0 or a negative errno."""
+        try:
+            self.open()
+        except OSError as error:
+            return -(error.errno or errno.EIO)
+        return 0
+
+
+@cython.final
 cdef class Outgoing:
     """Owns every buffer of one message until the kernel has all of it."""
 
@@ -562,6 +666,8 @@ cdef class Connection:
     cdef uint64_t data_total
     cdef uint64_t guess
     cdef int sink
+    cdef NewFile sink_file  # that the sink is, if it is one
+    cdef bint sink_due  # it is still to be made
     cdef bint sinking  # the data set goes to the sink, or nowhere
     cdef bint drains  # a sink that cannot be written does not end the message
     cdef int sink_error
@@ -636,7 +742,15 @@ cdef class Connection:
         Py_XDECREF(self.data)
         self.data = NULL
 
+    cdef void _give_back(self) noexcept:
+        """Nothing more is written to the sink."""
+        self.sink = -1
+        if self.sink_file is not None:
+            self.sink_file.come_back()
+            self.sink_file = None
+
     cdef void _release(self) noexcept:
+        self._give_back()
         if self.fd >= 0:
             fp_close(self.fd)
             self.fd = -1
@@ -660,6 +774,10 @@ cdef class Connection:
     cdef int _poll(self, int events, int64_t timeout) noexcept nogil:
         """Wait for FP_IN, which a wake-up ends, or for FP_OUT, which a cancellation ends: see fp_poll."""
         return fp_poll(self.fd, events, self.wake_ends[0] if events & FP_IN else self.cancel_ends[0], timeout)
+
+    cdef bint _has_more(self) noexcept:
+        """Whether there is something to read that nobody has looked at."""
+        return self.ahead_at < self.ahead_end or fp_poll(self.fd, FP_IN, -1, 0) > 0
 
     cdef void _set_wake(self) noexcept:
         fp_wake_set(self.wake_ends[1])
@@ -1226,6 +1344,24 @@ cdef class Connection:
         self.pdv_left -= <uint32_t>n
         self.pdu_left -= <uint32_t>n
 
+    cdef int _make_sink(self) noexcept nogil:
+        """Make the file that is the sink, if it is still to be made.
+
+        Here, and not before: to give up the GIL for it would cost far more than the file, if a sender of this process
+        waits for the GIL, whose next message this is.
+        """
+        return self._sink_made(self.sink_file.make()) if self.sink_due else R_OK
+
+    cdef int _sink_made(self, int status) noexcept nogil:
+        """Go on with a file that was just made, or (a negative errno) could not be."""
+        if status < 0 and not self.drains:
+            self.failure = -status
+            return R_ERRNO
+        self.sink_due = False
+        self.sink = self.sink_file.fd
+        self.sink_error = -status
+        return R_OK
+
     cdef int _flush_sink(self) noexcept nogil:
         """Write what was gathered for the sink, when the buffer is full, and at the end of the message."""
         cdef int status
@@ -1447,8 +1583,8 @@ cdef class Connection:
         self.pdv_left = 0
         self.command_len = 0
         self.data_len = self.data_size = self.data_total = 0
-        self.sink = -1
-        self.sinking = self.drains = False
+        self._give_back()
+        self.sink_due = self.sinking = self.drains = False
         self.sink_error = 0
         self.pdu_began = 0 if self.ahead_at == self.ahead_end else self.pdu_began
         self._trim_ahead()
@@ -1493,8 +1629,14 @@ cdef class Connection:
         receiving += 1
         try:
             if self.sinking:
-                with nogil:
-                    code = self._advance(deadline, block, awaited)
+                code = R_OK
+                if not FP_HAVE_FD and self.sink_due:
+                    code = self._sink_made(self.sink_file.make_with_gil())
+                if code == R_OK:
+                    with nogil:
+                        code = self._make_sink()
+                        if code == R_OK:
+                            code = self._advance(deadline, block, awaited)
             else:
                 # What is there already, up to the data set: that cannot block, and is not much
                 code = self._advance(deadline, False, awaited)
@@ -1576,35 +1718,40 @@ cdef class Connection:
         finally:
             self._leave()
 
-    def set_sink(self, int fd, head=b"", *, bint drain=False):
+    def set_sink(self, sink, head=b"", *, bint drain=False):
         """Say where the data set goes of which `receive` has told PARTIAL.
 
         Parameters
         ----------
-        fd : int
-            A file descriptor open for writing, or -1 for memory (with `drain`: for nowhere).
+        sink : int or NewFile
+            A file descriptor open for writing, or -1 for memory (with `drain`: for nowhere); or a file, which the next
+            `receive` makes if it is not made yet.
         head : bytes-like, optional
             What to write before the data set, at most 64 KiB.
         drain : bool, optional
-            Whether to go on with the message if the sink cannot be written: the rest of the data set is thrown away,
-            and `Message.error` tells why.
+            Whether to go on with the message if the sink cannot be made or written: the rest of the data set is thrown
+            away, and `Message.error` tells why.
 
         Raises
         ------
         RuntimeError
             If no message waits for it.
         ValueError
-            If `head` is too long.
+            If `head` is too long, or the file is closed again, or the sink of another message.
         MemoryError
             If there is no memory for a buffer.
         """
         cdef bytes begin = bytes(head)
         cdef size_t n = len(begin)
+        cdef NewFile file = sink if isinstance(sink, NewFile) else None
+        cdef int fd = file.fd if file is not None else sink
         if not self.partial_due or self.partial_told:
             raise RuntimeError("no message waits for a sink")
         if n > C_MAX_SINK_HEAD:
             raise ValueError(f"the head of a sink has at most {C_MAX_SINK_HEAD} bytes, not {n}")
-        self.sinking = fd >= 0 or drain
+        if file is not None and (file.is_lent or file.is_made and fd < 0):
+            raise ValueError("the file is closed, or the sink of another message")
+        self.sinking = fd >= 0 or drain or file is not None
         if self.sinking:
             if self.sink_buffer == NULL:
                 self.sink_buffer = <unsigned char *>fp_malloc_page(SINK)
@@ -1616,6 +1763,10 @@ cdef class Connection:
             self.data_len = n
             self.data_size = SINK
         self.sink = fd if fd >= 0 else -1
+        self.sink_file = file
+        if file is not None:
+            file.is_lent = True
+            self.sink_due = fd < 0
         self.drains = drain
         self.partial_told = True
 
@@ -2028,8 +2179,8 @@ cdef class Connection:
         cdef int code = R_OK
         cdef uint64_t pdus
         cdef bint locked = True
-        if receiving > 0:
-            # Others want the GIL as it is
+        if receiving > 0 or not at_once and self._has_more():
+            # Others want the GIL as it is, or there is something to do for us
             at_once = True
         elif not awaited:
             wait = yielding

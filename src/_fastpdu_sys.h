@@ -75,8 +75,13 @@ static inline int64_t fp_now(void)
 
 static inline void *fp_malloc_page(size_t n) { return malloc(n); }
 static inline int fp_dup(int fd) { (void)fd; return -ENOSYS; }
-static inline void fp_close(int fd) { (void)fd; }
+static inline void fp_close(int fd)
+{
+    if (fd >= 0)
+        _close(fd);
+}
 static inline int fp_open(const char *path) { (void)path; return -ENOSYS; }
+static inline int fp_create(const char *path) { (void)path; return -ENOSYS; }
 static inline int64_t fp_file_size(int fd) { (void)fd; return -ENOSYS; }
 static inline int64_t fp_recvv(int fd, fp_iov *v, int n) { (void)fd; (void)v; (void)n; return -ENOSYS; }
 static inline int64_t fp_sendv(int fd, fp_iov *v, int n) { (void)fd; (void)v; (void)n; return -ENOSYS; }
@@ -216,6 +221,16 @@ static inline int fp_open(const char *path)
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0 && errno == EWOULDBLOCK && stat(path, &s) == 0 && S_ISREG(s.st_mode))
         fd = open(path, O_RDONLY | O_CLOEXEC);
+    return fd < 0 ? (int)fp_failed() : fd;
+}
+
+/* Make a file, for reading and writing: a descriptor, or a negative errno (EEXIST: there is one of that name). */
+static inline int fp_create(const char *path)
+{
+    int fd;
+    do
+        fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    while (fd < 0 && errno == EINTR);
     return fd < 0 ? (int)fp_failed() : fd;
 }
 

@@ -61,6 +61,7 @@ __all__ = [
     "FdConnection",
     "FileError",
     "Message",
+    "NewFile",
     "Part10",
     "PeerClosed",
     "ProtocolError",
@@ -501,6 +502,8 @@ class _State:
         Whether the data set goes where `set_sink` says.
     sink : int or None
         Where that is, -1 for memory or nowhere; None if it was not said.
+    file : NewFile or None
+        The file that the sink is, if it is one.
     drains : bool
         Whether a sink that cannot be written does not end the message.
     error : int
@@ -524,6 +527,7 @@ class _State:
         self.pdus = 0
         self.messages = 0
         self.largest = 0
+        self.file: NewFile | None = None
         self.header = b""
         self.raw: _Gathered | None = None
         self.pdu_left = 0
@@ -534,12 +538,15 @@ class _State:
 
     def forget_message(self) -> None:
         """Forget the message in progress."""
+        if self.file is not None:
+            self.file.come_back()
         self.context_id: int | None = None
         self.command = _Gathered()
         self.command_done = False
         self.complete = False
         self.split = False
         self.sink: int | None = None
+        self.file = None
         self.drains = False
         self.error = 0
         self.head = b""
@@ -571,7 +578,7 @@ class _State:
     @property
     def sinking(self) -> bool:
         """Whether the data set goes to a sink, or nowhere."""
-        return self.drains or self.sink not in (None, -1)
+        return self.drains or self.file is not None or self.sink not in (None, -1)
 
     @property
     def in_pdu(self) -> bool:
@@ -818,6 +825,8 @@ class Connection:
 
     def _release(self) -> None:
         """Close the descriptors."""
+        if self._state.file is not None:
+            self._state.file.come_back()
         self._wake.close()
         self._cancel.close()
 
@@ -1178,6 +1187,8 @@ class Connection:
         """
         deadline = _deadline(timeout)
         with self._in_use():
+            if self._state.file is not None:
+                self._make_sink(self._state.file)
             while True:
                 state = copy.copy(self._state)
                 outcome = self._advance(state)
@@ -1190,6 +1201,26 @@ class Connection:
                     ended = self._wait_to_receive(block.writable, timeout == 0, deadline, awaited)
                     if ended is not None:
                         return ended
+
+    def _make_sink(self, file: NewFile) -> None:
+        """Make the file that is the sink, if it is still to be made.
+
+        Raises
+        ------
+        OSError
+            If it cannot be made, and the rest of the message is not to be drained.
+        """
+        state = self._state
+        if file.is_made or state.error:
+            state.sink = file.fd
+            return
+        try:
+            file.open()
+        except OSError as error:
+            if not state.drains:
+                raise
+            state.error = error.errno or errno.EIO
+        state.sink = file.fd
 
     def _wait_to_receive(
         self, writable: bool, poll: bool, deadline: float, awaited: bool
@@ -1439,27 +1470,30 @@ class Connection:
         state.end_pdu()
         return pdu
 
-    def set_sink(self, fd: int, head: bytes = b"", *, drain: bool = False) -> None:
+    def set_sink(self, sink: int | NewFile, head: bytes = b"", *, drain: bool = False) -> None:
         """Say where the data set goes of which `receive` has told PARTIAL.
 
         Parameters
         ----------
-        fd : int
-            A file descriptor open for writing, or -1 for memory (with `drain`: for nowhere).
+        sink : int or NewFile
+            A file descriptor open for writing, or -1 for memory (with `drain`: for nowhere); or a file, which the next
+            `receive` makes if it is not made yet.
         head : bytes-like, optional
             What to write before the data set, at most 64 KiB.
         drain : bool, optional
-            Whether to go on with the message if the sink cannot be written: the rest of the data set is thrown away,
-            and `Message.error` tells why.
+            Whether to go on with the message if the sink cannot be made or written: the rest of the data set is thrown
+            away, and `Message.error` tells why.
 
         Raises
         ------
         RuntimeError
             If no message waits for it.
         ValueError
-            If `head` is too long.
+            If `head` is too long, or the file is closed again, or the sink of another message.
         """
         begin = bytes(head)
+        file = sink if isinstance(sink, NewFile) else None
+        fd = sink.fd if isinstance(sink, NewFile) else operator.index(sink)
         state = self._state
         if not state.split or state.sink is not None:
             raise RuntimeError("no message waits for a sink")
@@ -1467,6 +1501,11 @@ class Connection:
             raise ValueError(
                 f"the head of a sink has at most {_MAX_SINK_HEAD} bytes, not {len(begin)}"
             )
+        if file is not None:
+            if file.is_lent or (file.is_made and fd < 0):
+                raise ValueError("the file is closed, or the sink of another message")
+            file.is_lent = True
+        state.file = file
         state.drains = drain
         state.head = begin
         state.sink = max(fd, -1)
@@ -1484,6 +1523,8 @@ class Connection:
     def abandon(self) -> None:
         """Forget the message or PDU in progress, and what was read ahead."""
         old, state = self._state, _State()
+        if old.file is not None:
+            old.file.come_back()
         state.consumed = old.consumed + old.buffered
         state.pdus = old.pdus
         state.messages = old.messages
@@ -2500,6 +2541,95 @@ def _decode_value(tag: int, vr: str, field: bytes) -> int | str | tuple[int, ...
     return text.decode("ascii")
 
 
+# ------------------------------------------------------------------------------------------- files
+
+
+class NewFile:
+    """A file that is to be made: by `open`, or by the connection whose sink it is, when it receives the data set.
+
+    The connection may write to it until the message is complete or forgotten; it is closed after that, whoever asked
+    for it before. The descriptor does not outlive this object.
+
+    Parameters
+    ----------
+    path : str
+        The file; there must be none of that name when it is made.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `path` is not one.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._fds: list[int] = []
+        self._is_made = self._is_done_with = False
+        # To a connection
+        self.is_lent = False
+        if not isinstance(path, str):
+            raise TypeError(f"a path is a str, not {path!r}")
+        if "\0" in path:
+            raise ValueError("embedded null byte")
+        self._path = path
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return self._path
+
+    @property
+    def fd(self) -> int:
+        """A descriptor for reading and writing; -1 before and after."""
+        return self._fds[0] if self._fds else -1
+
+    @property
+    def is_made(self) -> bool:
+        """Whether the file was made."""
+        return self._is_made or bool(self._fds)
+
+    def __del__(self) -> None:
+        self.come_back()
+        with suppress(OSError):
+            self.close()
+
+    def open(self) -> None:
+        """Make the file and open it.
+
+        Raises
+        ------
+        OSError
+            If it cannot be made; FileExistsError if there is one of that name.
+        ValueError
+            If it was made before.
+        """
+        if self.is_made:
+            raise ValueError("the file was made before")
+        # One step: an exception of a signal handler comes before it, or finds the descriptor in its place
+        self._fds.extend(map(os.open, (self._path,), (_CREATING,), (0o666,)))
+
+    def close(self) -> None:
+        """Close the descriptor, if it is open: at once, or when the connection that writes to it is through.
+
+        Raises
+        ------
+        OSError
+            If the file system writes late, and says now that it could not.
+        """
+        if self.is_lent:
+            self._is_done_with = True
+            return
+        self._is_made = self.is_made
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def come_back(self) -> None:
+        """The connection does not write to it any more."""
+        self.is_lent = False
+        if self._is_done_with:
+            with suppress(OSError):
+                self.close()
+
+
 # ------------------------------------------------------------------------------------------- Part 10 files
 
 
@@ -2541,6 +2671,9 @@ _EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())  # PS3.5 7.1.2
 _UID_CHARACTERS = frozenset(b"0123456789.")
+_CREATING = (
+    os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+)
 _READING = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_DATA = 0x7FE00010

@@ -409,7 +409,7 @@ class DIMSEServiceProvider(stock.DIMSEServiceProvider):
             return
         incoming = store.begin(self.assoc, sop_class, sop_instance, transfer_syntax)
         self.sink = incoming
-        connection.set_sink(incoming.fd, incoming.head, drain=True)
+        connection.set_sink(incoming.file, incoming.head, drain=True)
 
     def _open_chunked(self, sop_class: str, sop_instance: str, transfer_syntax: str) -> int:
         """Open pynetdicom's temporary file, write its file meta information, and return its descriptor."""

@@ -341,13 +341,15 @@ class DULServiceProvider(stock.DULServiceProvider):
     ) -> engine.Message | int:
         """`take_message` after `prepare_to_take`."""
         dimse: Any = self._assoc.dimse
-        prepared = None
+        prepared, sink = None, dimse.sink
         while (message := connection.receive(timeout, awaited=awaited)) in _BEGUN:
             prepared = dimse.begin_message(connection, message == engine.PARTIAL)
+            # It outlives `receive`, which makes its file: see Incoming.close
+            sink = dimse.sink
         if not isinstance(message, int):
             message.prepared = prepared
             # While the read token is in hand: the next message may need a file, too
-            message.sink, dimse.sink = dimse.sink, None
+            message.sink, dimse.sink = sink, None
             self._idle_timer.restart()
         return message
 

@@ -1,8 +1,9 @@
 """FileStore: what C-STORE brings goes into files (PS3.4 B, PS3.10).
 
 On a fast association the data set goes from the socket to the file while it arrives: `DIMSEServiceProvider._open_sink`
-asks the store for a descriptor as soon as the command set is complete. Everywhere else (pynetdicom's own transport, an
-association that somebody watches) the handler is given the whole data set and writes it.
+asks the store for a file as soon as the command set is complete, and the engine makes and writes it. Everywhere else
+(pynetdicom's own transport, an association that somebody watches) the handler is given the whole data set and writes
+it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pydicom.dataset import Dataset
 from pynetdicom import evt
 from pynetdicom.pdu import P_DATA_TF
 
+from fastpdu import engine
 from fastpdu.file_meta import file_head
 from fastpdu.first_elements import first_elements
 from fastpdu.group_commit import GroupCommit
@@ -54,9 +56,6 @@ _PREFIX, _SUFFIX = ".fastpdu-", ".part"
 # Numbered names that are tried before a random one
 _MAX_NUMBER = 1000
 _MAX_KNOWN = 10_000
-_WRITABLE = (
-    os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-)
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,10 @@ class Incoming:
 
     Attributes
     ----------
-    fd : int
-        The temporary file, -1 if there is none (any more).
+    file : fastpdu.engine.NewFile
+        The temporary file.
     name : str
-        Its path.
+        Its path; empty when it has got its final name.
     head : bytes
         What comes before the data set.
     length : int
@@ -111,13 +110,13 @@ class Incoming:
         Why it could not be written.
     """
 
-    __slots__ = ("error", "fd", "head", "length", "name", "store", "values")
+    __slots__ = ("error", "file", "head", "length", "name", "store", "values")
 
-    def __init__(self, store: FileStore, values: dict[str, str | None]) -> None:
+    def __init__(self, store: FileStore, name: str, values: dict[str, str | None]) -> None:
         self.store = store
         self.values = values
-        self.fd = -1
-        self.name = ""
+        self.file = engine.NewFile(name)
+        self.name = name
         self.head = b""
         self.length = 0
         self.error: OSError | None = None
@@ -141,27 +140,31 @@ class Incoming:
         if error and self.error is None:
             self.error = OSError(error, os.strerror(error), self.name)
 
+    def open(self) -> None:
+        """Make the temporary file, for a data set that is here already."""
+        try:
+            self.file.open()
+        except OSError as error:
+            self.error = error
+
     def write(self, piece: Any) -> None:
-        """Write a part of the data set, unless that has failed before."""
+        """Write a part of the data set, unless something has failed before."""
         view = memoryview(piece)
         while self.error is None and len(view):
             try:
-                view = view[os.write(self.fd, view) :]
+                view = view[os.write(self.file.fd, view) :]
             except OSError as error:
                 self.error = error
 
-    def close_file(self) -> None:
-        """Close the temporary file; the error of a file system that writes late shows here."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
     def close(self) -> None:
-        """Remove the temporary file, if it has not got its final name."""
-        if self.fd >= 0:
-            with suppress(OSError):
-                self.close_file()
-        if self.name:
+        """Remove the temporary file, if it has not got its final name.
+
+        One that is made afterwards, by a thread that has not noticed yet that the association is over, goes when
+        nobody knows this object any more.
+        """
+        with suppress(OSError):
+            self.file.close()
+        if self.name and self.file.is_made:
             name, self.name = self.name, ""
             try:
                 os.unlink(name)
@@ -256,7 +259,7 @@ class FileStore:
     def begin(
         self, assoc: Any, sop_class: str, sop_instance: str, transfer_syntax: str
     ) -> Incoming:
-        """Open a temporary file for a data set that is about to come.
+        """Say where a data set goes that is about to come.
 
         Parameters
         ----------
@@ -270,11 +273,12 @@ class FileStore:
         Returns
         -------
         Incoming
-            The data set to be. If no file can be opened its `error` says why, and the data set is to be thrown away.
+            The data set to be. Its file is still to be made.
         """
         calling, called, sending, receiving = _titles(assoc)
         incoming = Incoming(
             self,
+            self._temporary_name(self._root),
             {
                 "SOPClassUID": sop_class,
                 "SOPInstanceUID": sop_instance,
@@ -283,22 +287,13 @@ class FileStore:
                 "CalledAETitle": called,
             },
         )
-        try:
-            incoming.fd, incoming.name = self._open_temporary(self._root)
-        except OSError as error:
-            incoming.error = error
         incoming.head = file_head(sop_class, sop_instance, transfer_syntax, sending, receiving)
         return incoming
 
-    def _open_temporary(self, directory: str) -> tuple[int, str]:
-        while True:
-            name = f"{_PREFIX}{self._token}-{next(self._counter)}{_SUFFIX}"
-            name = os.path.join(directory, name)
-            try:
-                return os.open(name, _WRITABLE, 0o666), name
-            except FileExistsError:
-                # That of a process that has forked from this one
-                continue
+    def _temporary_name(self, directory: str) -> str:
+        # A process that has forked from this one has the same token and counter
+        name = f"{_PREFIX}{self._token}-{os.getpid():x}-{next(self._counter):x}{_SUFFIX}"
+        return os.path.join(directory, name)
 
     def __call__(self, event: evt.Event) -> Any:
         """Handle EVT_C_STORE.
@@ -340,6 +335,7 @@ class FileStore:
             request.AffectedSOPInstanceUID,
             event.context.transfer_syntax,
         )
+        incoming.open()
         incoming.write(incoming.head)
         length = 0
         if request._dataset_file is None:
@@ -373,15 +369,16 @@ class FileStore:
         values = incoming.values
         if self._layout.tags:
             found = first_elements(
-                incoming.fd,
+                incoming.file.fd,
                 len(incoming.head),
                 values["TransferSyntaxUID"] or "",
                 self._layout.tags,
             )
             values.update((self._layout.tags[tag], value) for tag, value in found.items())
         if self._durability != "none":
-            os.fsync(incoming.fd)
-        incoming.close_file()
+            os.fsync(incoming.file.fd)
+        # The error of a file system that writes late shows here
+        incoming.file.close()
         name = self._layout.path(values)
         if os.sep != "/":
             name = name.replace("/", os.sep)
@@ -409,17 +406,17 @@ class FileStore:
 
     def _move(self, incoming: Incoming, directory: str) -> None:
         """Copy a temporary file into a directory of another file system, where it can be renamed."""
-        near = Incoming(self, {})
-        near.fd, near.name = self._open_temporary(directory)
+        near = Incoming(self, self._temporary_name(directory), {})
         try:
+            near.file.open()
             with open(incoming.name, "rb") as file:
                 while piece := file.read(2**20):
                     near.write(piece)
             if near.error is not None:
                 raise near.error
             if self._durability != "none":
-                os.fsync(near.fd)
-            near.close_file()
+                os.fsync(near.file.fd)
+            near.file.close()
             incoming.name, near.name = near.name, incoming.name
         finally:
             near.close()

@@ -19,6 +19,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 
 import fastpdu
 from fastpdu import filestore
+from fastpdu.filestore import Incoming
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CTX = [(data.CT, data.EXPLICIT)]
@@ -76,7 +77,7 @@ def test_a_file_that_cannot_grow(world: kit.World, files: data.Files, tmp_path: 
     ],
     ids=lambda value: errno.errorcode.get(value, hex(value)),
 )
-@pytest.mark.parametrize("where", ["open", "replace", "fsync"])
+@pytest.mark.parametrize("where", ["write", "replace", "fsync"])
 def test_statuses(
     world: kit.World,
     files: data.Files,
@@ -94,13 +95,39 @@ def test_statuses(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        if where == "open":
-            patch.setattr(fastpdu.FileStore, "_open_temporary", fails)
+        if where == "write":
+            complete = Incoming.complete
+            patch.setattr(Incoming, "complete", lambda self, n, _: complete(self, n, number))
         else:
             patch.setattr(os, where, fails)
         assert assoc.send_c_store(path).Status == status
     assert names(tmp_path) == []
     assert assoc.send_c_store(path).Status == 0x0000
+
+
+@pytest.mark.parametrize(
+    ("place", "status"), [("missing/x.part", 0xA702), ("x" * 300, 0xA702), ("taken.part", 0xA702)]
+)
+def test_a_temporary_file_that_cannot_be_made(
+    world: kit.World,
+    files: data.Files,
+    tmp_path: Path,
+    place: str,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = serve(world, tmp_path)
+    assoc = world.connect(server, CTX)
+    path = files.made(1, 600_000)
+    (tmp_path / "taken.part").write_bytes(b"of somebody else")
+    with monkeypatch.context() as patch:
+        patch.setattr(fastpdu.FileStore, "_temporary_name", lambda self, _: str(tmp_path / place))
+        response = assoc.send_c_store(path)
+    assert response.Status == status
+    assert response.ErrorComment
+    assert (tmp_path / "taken.part").read_bytes() == b"of somebody else"
+    assert assoc.send_c_store(path).Status == 0x0000
+    assert len(names(tmp_path)) == 2
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do anything")
