@@ -461,8 +461,8 @@ cdef class Message:
 cdef class NewFile:
     """A file that is to be made: by `open`, or by the connection whose sink it is, when it receives the data set.
 
-    The connection may write to it until the message is complete or forgotten; it is closed after that, whoever asked
-    for it before. The descriptor does not outlive this object.
+    The connection may write to it until the message is complete or forgotten, or it has closed its own descriptors; the
+    file is closed after that, whoever asked for it before. Its descriptor does not outlive this object.
 
     Parameters
     ----------
@@ -484,16 +484,18 @@ cdef class NewFile:
         If `path` is not one.
     """
 
-    cdef readonly str path
+    cdef readonly object path
     cdef bytes encoded
     cdef const char *encoded_at
     cdef readonly int fd
     cdef readonly bint is_made
     cdef bint is_lent  # to a connection
-    cdef bint is_done_with  # to be closed when it comes back
+    cdef bint is_closed  # at once, or as soon as it comes back
 
-    def __cinit__(self, str path not None):
+    def __cinit__(self, path):
         self.fd = -1
+        if not isinstance(path, str):
+            raise TypeError(f"a path is a str, not {path!r}")
         self.path = path
         self.encoded = os.fsencode(path)
         self.encoded_at = PyBytes_AsString(self.encoded)
@@ -501,8 +503,7 @@ cdef class NewFile:
             raise ValueError("embedded null byte")
 
     def __dealloc__(self):
-        if self.is_made:
-            fp_close(self.fd)
+        fp_close(self.fd)
 
     def open(self):
         """Make the file and open it.
@@ -512,15 +513,16 @@ cdef class NewFile:
         OSError
             If it cannot be made; FileExistsError if there is one of that name.
         ValueError
-            If it was made before.
+            If it was made or closed before, or is the sink of a message.
         """
-        if self.is_made:
-            raise ValueError("the file was made before")
-        self.fd = os.open(self.path, CREATING, 0o666)
-        self.is_made = True
+        if self.is_made or self.is_closed or self.is_lent:
+            raise ValueError("the file was made or closed before, or is the sink of a message")
+        self.make_with_gil()
 
     def close(self):
         """Close the descriptor, if it is open: at once, or when the connection that writes to it is through.
+
+        A file that is not made yet will not be.
 
         Raises
         ------
@@ -528,34 +530,31 @@ cdef class NewFile:
             If the file system writes late, and says now that it could not.
         """
         cdef int fd = self.fd
-        if self.is_lent:
-            self.is_done_with = True
-        elif fd >= 0:
+        self.is_closed = True
+        if fd >= 0 and not self.is_lent:
             self.fd = -1
             os.close(fd)
 
     cdef void come_back(self) noexcept:
         """The connection does not write to it any more."""
         self.is_lent = False
-        if self.is_done_with:
+        if self.is_closed:
             fp_close(self.fd)
             self.fd = -1
 
     cdef int make(self) noexcept nogil:
-        """`open` without the GIL, where descriptors are the system's: 0 or a negative errno."""
-        cdef int fd = fp_create(self.encoded_at)
+        """Make it where descriptors are the system's: 0 or a negative errno."""
+        cdef int fd = -EBADF if self.is_closed else fp_create(self.encoded_at)
         if fd < 0:
             return fd
         self.fd = fd
         self.is_made = True
         return 0
 
-    cdef int make_with_gil(self) except 1:
-        """`open`, where they are not: 0 or a negative errno."""
-        try:
-            self.open()
-        except OSError as error:
-            return -(error.errno or errno.EIO)
+    cdef int make_with_gil(self) except -1:
+        """Make it anywhere."""
+        self.fd = os.open(self.path, CREATING, 0o666)
+        self.is_made = True
         return 0
 
 
@@ -745,6 +744,7 @@ cdef class Connection:
     cdef void _give_back(self) noexcept:
         """Nothing more is written to the sink."""
         self.sink = -1
+        self.sink_due = False
         if self.sink_file is not None:
             self.sink_file.come_back()
             self.sink_file = None
@@ -777,7 +777,7 @@ cdef class Connection:
 
     cdef bint _has_more(self) noexcept:
         """Whether there is something to read that nobody has looked at."""
-        return self.ahead_at < self.ahead_end or fp_poll(self.fd, FP_IN, -1, 0) > 0
+        return self.ahead_at < self.ahead_end or self._pending() or fp_poll(self.fd, FP_IN, -1, 0) > 0
 
     cdef void _set_wake(self) noexcept:
         fp_wake_set(self.wake_ends[1])
@@ -1345,12 +1345,24 @@ cdef class Connection:
         self.pdu_left -= <uint32_t>n
 
     cdef int _make_sink(self) noexcept nogil:
-        """Make the file that is the sink, if it is still to be made.
+        """Make the file that is the sink.
 
         Here, and not before: to give up the GIL for it would cost far more than the file, if a sender of this process
         waits for the GIL, whose next message this is.
         """
-        return self._sink_made(self.sink_file.make()) if self.sink_due else R_OK
+        cdef int status = self.sink_file.make()
+        return R_SIGNAL if status == -EINTR else self._sink_made(status)
+
+    cdef int _make_sink_with_gil(self) except -1:
+        """The same where descriptors are not the system's."""
+        cdef int status = 0
+        try:
+            if self.sink_file.is_closed:
+                raise OSError(errno.EBADF, "the file is closed")
+            self.sink_file.make_with_gil()
+        except OSError as error:
+            status = -(error.errno or errno.EIO)
+        return self._sink_made(status)
 
     cdef int _sink_made(self, int status) noexcept nogil:
         """Go on with a file that was just made, or (a negative errno) could not be."""
@@ -1495,6 +1507,10 @@ cdef class Connection:
         cdef int code
         cdef int64_t until
         cdef bint idle
+        if self.sink_due:
+            code = self._make_sink()
+            if code != R_OK:
+                return code
         while True:
             code = self._step()
             if code == R_OK:
@@ -1584,7 +1600,7 @@ cdef class Connection:
         self.command_len = 0
         self.data_len = self.data_size = self.data_total = 0
         self._give_back()
-        self.sink_due = self.sinking = self.drains = False
+        self.sinking = self.drains = False
         self.sink_error = 0
         self.pdu_began = 0 if self.ahead_at == self.ahead_end else self.pdu_began
         self._trim_ahead()
@@ -1630,13 +1646,11 @@ cdef class Connection:
         try:
             if self.sinking:
                 code = R_OK
-                if not FP_HAVE_FD and self.sink_due:
-                    code = self._sink_made(self.sink_file.make_with_gil())
+                if self.sink_due and not FP_HAVE_FD:
+                    code = self._make_sink_with_gil()
                 if code == R_OK:
                     with nogil:
-                        code = self._make_sink()
-                        if code == R_OK:
-                            code = self._advance(deadline, block, awaited)
+                        code = self._advance(deadline, block, awaited)
             else:
                 # What is there already, up to the data set: that cannot block, and is not much
                 code = self._advance(deadline, False, awaited)
@@ -1749,7 +1763,7 @@ cdef class Connection:
             raise RuntimeError("no message waits for a sink")
         if n > C_MAX_SINK_HEAD:
             raise ValueError(f"the head of a sink has at most {C_MAX_SINK_HEAD} bytes, not {n}")
-        if file is not None and (file.is_lent or file.is_made and fd < 0):
+        if file is not None and (file.is_lent or file.is_closed):
             raise ValueError("the file is closed, or the sink of another message")
         self.sinking = fd >= 0 or drain or file is not None
         if self.sinking:
@@ -2149,7 +2163,7 @@ cdef class Connection:
             For who has nothing urgent to do next: release the GIL even for a small message, so that the thread that it
             wakes in this process, if there is one, can go on, and if there is nothing to `linger` for, wait so many
             seconds in the same way. That is not waiting for the peer: `yielded_ns` counts it. Ignored while other
-            threads of the process are in `receive`.
+            threads of the process are in `receive`, and if there is something to read already.
 
         Returns
         -------

@@ -224,13 +224,13 @@ static inline int fp_open(const char *path)
     return fd < 0 ? (int)fp_failed() : fd;
 }
 
-/* Make a file, for reading and writing: a descriptor, or a negative errno (EEXIST: there is one of that name). */
+/*
+ * Make a file, for reading and writing: a descriptor, or a negative errno (EEXIST: there is one of that name; EINTR: a
+ * signal has come first, which a network file system may have waited for).
+ */
 static inline int fp_create(const char *path)
 {
-    int fd;
-    do
-        fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    while (fd < 0 && errno == EINTR);
+    int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     return fd < 0 ? (int)fp_failed() : fd;
 }
 

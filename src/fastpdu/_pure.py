@@ -538,8 +538,6 @@ class _State:
 
     def forget_message(self) -> None:
         """Forget the message in progress."""
-        if self.file is not None:
-            self.file.come_back()
         self.context_id: int | None = None
         self.command = _Gathered()
         self.command_done = False
@@ -825,8 +823,9 @@ class Connection:
 
     def _release(self) -> None:
         """Close the descriptors."""
-        if self._state.file is not None:
-            self._state.file.come_back()
+        state = copy.copy(self._state)
+        state.file, state.sink = None, -1
+        self._replace_state(state)
         self._wake.close()
         self._cancel.close()
 
@@ -1192,7 +1191,7 @@ class Connection:
             while True:
                 state = copy.copy(self._state)
                 outcome = self._advance(state)
-                self._state = state
+                self._replace_state(state)
                 if outcome is not None:
                     return outcome
                 try:
@@ -1201,6 +1200,12 @@ class Connection:
                     ended = self._wait_to_receive(block.writable, timeout == 0, deadline, awaited)
                     if ended is not None:
                         return ended
+
+    def _replace_state(self, state: _State) -> None:
+        """Take another state of the receiver; a file that is not its sink any more goes back."""
+        old, self._state = self._state, state
+        if old.file is not None and state.file is None:
+            old.file.come_back()
 
     def _make_sink(self, file: NewFile) -> None:
         """Make the file that is the sink, if it is still to be made.
@@ -1215,7 +1220,7 @@ class Connection:
             state.sink = file.fd
             return
         try:
-            file.open()
+            file.make()
         except OSError as error:
             if not state.drains:
                 raise
@@ -1502,7 +1507,7 @@ class Connection:
                 f"the head of a sink has at most {_MAX_SINK_HEAD} bytes, not {len(begin)}"
             )
         if file is not None:
-            if file.is_lent or (file.is_made and fd < 0):
+            if file.is_lent or file.is_closed:
                 raise ValueError("the file is closed, or the sink of another message")
             file.is_lent = True
         state.file = file
@@ -1518,18 +1523,16 @@ class Connection:
             state.header = state.pdv_header = b""
             state.pdu_left = state.pdv_left = 0
         state.pdu_began = _Clock() if state.header else 0.0
-        self._state = state
+        self._replace_state(state)
 
     def abandon(self) -> None:
         """Forget the message or PDU in progress, and what was read ahead."""
         old, state = self._state, _State()
-        if old.file is not None:
-            old.file.come_back()
         state.consumed = old.consumed + old.buffered
         state.pdus = old.pdus
         state.messages = old.messages
         state.largest = old.largest
-        self._state = state
+        self._replace_state(state)
 
     # Sending
 
@@ -2547,8 +2550,8 @@ def _decode_value(tag: int, vr: str, field: bytes) -> int | str | tuple[int, ...
 class NewFile:
     """A file that is to be made: by `open`, or by the connection whose sink it is, when it receives the data set.
 
-    The connection may write to it until the message is complete or forgotten; it is closed after that, whoever asked
-    for it before. The descriptor does not outlive this object.
+    The connection may write to it until the message is complete or forgotten, or it has closed its own descriptors; the
+    file is closed after that, whoever asked for it before. Its descriptor does not outlive this object.
 
     Parameters
     ----------
@@ -2563,12 +2566,14 @@ class NewFile:
 
     def __init__(self, path: str) -> None:
         self._fds: list[int] = []
-        self._is_made = self._is_done_with = False
+        self._is_made = False
+        # At once, or as soon as it comes back
+        self.is_closed = False
         # To a connection
         self.is_lent = False
         if not isinstance(path, str):
             raise TypeError(f"a path is a str, not {path!r}")
-        if "\0" in path:
+        if b"\0" in os.fsencode(path):
             raise ValueError("embedded null byte")
         self._path = path
 
@@ -2588,9 +2593,8 @@ class NewFile:
         return self._is_made or bool(self._fds)
 
     def __del__(self) -> None:
+        self.is_closed = True
         self.come_back()
-        with suppress(OSError):
-            self.close()
 
     def open(self) -> None:
         """Make the file and open it.
@@ -2600,34 +2604,46 @@ class NewFile:
         OSError
             If it cannot be made; FileExistsError if there is one of that name.
         ValueError
-            If it was made before.
+            If it was made or closed before, or is the sink of a message.
         """
-        if self.is_made:
-            raise ValueError("the file was made before")
-        # One step: an exception of a signal handler comes before it, or finds the descriptor in its place
-        self._fds.extend(map(os.open, (self._path,), (_CREATING,), (0o666,)))
+        if self.is_made or self.is_closed or self.is_lent:
+            raise ValueError("the file was made or closed before, or is the sink of a message")
+        self.make()
 
     def close(self) -> None:
         """Close the descriptor, if it is open: at once, or when the connection that writes to it is through.
+
+        A file that is not made yet will not be.
 
         Raises
         ------
         OSError
             If the file system writes late, and says now that it could not.
         """
-        if self.is_lent:
-            self._is_done_with = True
-            return
+        self.is_closed = True
+        if not self.is_lent:
+            self._close()
+
+    def _close(self) -> None:
         self._is_made = self.is_made
         while self._fds:
             os.close(self._fds.pop())
 
+    # For the connection
+
     def come_back(self) -> None:
         """The connection does not write to it any more."""
         self.is_lent = False
-        if self._is_done_with:
+        if self.is_closed:
             with suppress(OSError):
-                self.close()
+                self._close()
+
+    def make(self) -> None:
+        """Make the file."""
+        if self.is_closed:
+            raise OSError(errno.EBADF, "the file is closed")
+        # One step: an exception of a signal handler comes before it, or finds the descriptor in its place
+        self._fds.extend(map(os.open, (self._path,), (_CREATING,), (0o666,)))
 
 
 # ------------------------------------------------------------------------------------------- Part 10 files

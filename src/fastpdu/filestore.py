@@ -58,6 +58,27 @@ _MAX_NUMBER = 1000
 _MAX_KNOWN = 10_000
 
 
+class _Process:
+    """Names of temporary files that no other process uses, those that have forked from this one included."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin anew."""
+        self.token = os.urandom(6).hex()
+        self._counter = itertools.count()
+
+    def next_name(self) -> str:
+        """Return a name."""
+        return f"{_PREFIX}{self.token}-{next(self._counter)}{_SUFFIX}"
+
+
+_PROCESS = _Process()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_PROCESS.renew)
+
+
 @dataclass(frozen=True)
 class StoredInstance:
     """An instance that a `FileStore` has stored.
@@ -102,6 +123,8 @@ class Incoming:
         The temporary file.
     name : str
         Its path; empty when it has got its final name.
+    process : str
+        Whose it is. A process that has forked from ours removes nothing.
     head : bytes
         What comes before the data set.
     length : int
@@ -110,13 +133,14 @@ class Incoming:
         Why it could not be written.
     """
 
-    __slots__ = ("error", "file", "head", "length", "name", "store", "values")
+    __slots__ = ("error", "file", "head", "length", "name", "process", "store", "values")
 
     def __init__(self, store: FileStore, name: str, values: dict[str, str | None]) -> None:
         self.store = store
         self.values = values
         self.file = engine.NewFile(name)
         self.name = name
+        self.process = _PROCESS.token
         self.head = b""
         self.length = 0
         self.error: OSError | None = None
@@ -159,17 +183,19 @@ class Incoming:
     def close(self) -> None:
         """Remove the temporary file, if it has not got its final name.
 
-        One that is made afterwards, by a thread that has not noticed yet that the association is over, goes when
-        nobody knows this object any more.
+        What cannot be done now is done when nobody knows this object any more: if a thread makes the file just now,
+        which has not noticed yet that the association is over, or has it open where such files cannot be removed.
         """
         with suppress(OSError):
             self.file.close()
-        if self.name and self.file.is_made:
-            name, self.name = self.name, ""
+        if self.name and self.file.is_made and self.process == _PROCESS.token:
             try:
-                os.unlink(name)
+                os.unlink(self.name)
             except OSError as error:
+                if self.file.fd >= 0:
+                    return
                 LOGGER.error("A temporary file could not be removed: %s", error)
+            self.name = ""
 
     def __del__(self) -> None:
         self.close()
@@ -240,8 +266,6 @@ class FileStore:
         self._on_stored = on_stored
         self._commits = GroupCommit()
         self._known: set[str] = set()
-        self._token = os.urandom(6).hex()
-        self._counter = itertools.count()
 
     @property
     def directory(self) -> Path:
@@ -291,9 +315,7 @@ class FileStore:
         return incoming
 
     def _temporary_name(self, directory: str) -> str:
-        # A process that has forked from this one has the same token and counter
-        name = f"{_PREFIX}{self._token}-{os.getpid():x}-{next(self._counter):x}{_SUFFIX}"
-        return os.path.join(directory, name)
+        return os.path.join(directory, _PROCESS.next_name())
 
     def __call__(self, event: evt.Event) -> Any:
         """Handle EVT_C_STORE.

@@ -17,6 +17,7 @@ NAMES = [
     "Connection",
     "FdConnection",
     "Message",
+    "NewFile",
     "PeerClosed",
     "ProtocolError",
     "SocketConnection",

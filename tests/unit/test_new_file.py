@@ -48,7 +48,6 @@ def test_open(engine: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "ä")
     file = engine.NewFile(path)
     assert (file.path, file.fd, file.is_made) == (path, -1, False)
-    file.close()
     assert not os.path.exists(path)
     file.open()
     assert file.is_made
@@ -68,6 +67,25 @@ def test_open(engine: Any, tmp_path: Path) -> None:
         file.open()
 
 
+def test_closed_before(split: Link, engine: Any, tmp_path: Path) -> None:
+    """By another thread, just before it would be made."""
+    file = engine.NewFile(str(tmp_path / "new"))
+    file.close()
+    with pytest.raises(ValueError, match="closed"):
+        file.open()
+    lent = engine.NewFile(str(tmp_path / "lent"))
+    split.feed(b"".join(message(1, STORE, b"abcd")))
+    assert split.conn.receive(PATIENCE) == engine.PARTIAL
+    split.conn.set_sink(lent, drain=True)
+    with pytest.raises(ValueError, match="sink"):
+        lent.open()
+    lent.close()
+    got = split.conn.receive(PATIENCE)
+    assert (got.length, got.error) == (4, errno.EBADF)
+    assert not lent.is_made
+    assert os.listdir(tmp_path) == []
+
+
 def test_it_goes_with_its_descriptor(engine: Any, tmp_path: Path) -> None:
     file = engine.NewFile(str(tmp_path / "new"))
     file.open()
@@ -78,12 +96,10 @@ def test_it_goes_with_its_descriptor(engine: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", [3, None, b"x"])
 def test_what_is_no_path(engine: Any, path: Any) -> None:
-    kept = os.dup(0)
     with pytest.raises(TypeError):
         engine.NewFile(path)
     # (and the object that was never made closes no descriptor)
     assert is_open(0)
-    os.close(kept)
 
 
 def test_null_byte(engine: Any) -> None:
@@ -221,19 +237,48 @@ def test_closed_when_the_receiver_is_through(
 
 
 def test_the_thread_that_receives_keeps_it(split: Link, engine: Any, tmp_path: Path) -> None:
-    """Also if another one closes the connection: not before `receive` has returned."""
+    """Whoever closes it: not before `receive` has returned."""
     file = engine.NewFile(str(tmp_path / "new"))
-    split.feed(message(1, STORE, b"abcd")[0])
+    head, rest = message(1, STORE, b"abcd")
+    split.feed(head)
     assert split.conn.receive(PATIENCE) == engine.PARTIAL
     split.conn.set_sink(file)
     receiving = Background(split.conn.receive, PATIENCE)
     eventually(lambda: file.is_made)
-    time.sleep(0.02)
-    split.conn.close()
+    fd = file.fd
     file.close()
-    with pytest.raises(OSError):
-        receiving.result()
+    time.sleep(0.02)
+    assert file.fd == fd
+    assert is_open(fd)
+    split.feed(rest)
+    assert receiving.result().length == 4
     assert file.fd == -1
+    assert not is_open(fd)
+    assert (tmp_path / "new").read_bytes() == b"abcd"
+
+
+@pytest.mark.parametrize("late", ["drop_message", "abandon"])
+def test_given_back_once(impl: Impl, tmp_path: Path, late: str) -> None:
+    """What is done to a closed connection is nothing to the next one that has the file."""
+    file = impl.module.NewFile(str(tmp_path / "new"))
+    file.open()
+    head, rest = message(1, STORE, b"abcd")
+    with link(impl) as one, link(impl) as other:
+        for end in (one, other):
+            end.conn.split_commands = frozenset({0x0001})
+            end.feed(head)
+            assert end.conn.receive(PATIENCE) == impl.module.PARTIAL
+        one.conn.set_sink(file)
+        one.conn.close()
+        other.conn.set_sink(file)
+        fd = file.fd
+        file.close()
+        getattr(one.conn, late)()
+        assert file.fd == fd
+        assert is_open(fd)
+        other.feed(rest)
+        assert other.conn.receive(PATIENCE).length == 4
+        assert not is_open(fd)
 
 
 def test_of_one_connection_at_a_time(impl: Impl, tmp_path: Path) -> None:
