@@ -186,9 +186,12 @@ class Incoming:
         What cannot be done now is done when nobody knows this object any more: if a thread makes the file just now,
         which has not noticed yet that the association is over, or has it open where such files cannot be removed.
         """
+        if not self.name:
+            # Closed before it got its final name
+            return
         with suppress(OSError):
             self.file.close()
-        if self.name and self.file.is_made and self.process == _PROCESS.token:
+        if self.file.is_made and self.process == _PROCESS.token:
             try:
                 os.unlink(self.name)
             except OSError as error:
@@ -302,7 +305,7 @@ class FileStore:
         calling, called, sending, receiving = _titles(assoc)
         incoming = Incoming(
             self,
-            self._temporary_name(self._root),
+            self._temporary_name(self._prefix),
             {
                 "SOPClassUID": sop_class,
                 "SOPInstanceUID": sop_instance,
@@ -314,8 +317,10 @@ class FileStore:
         incoming.head = file_head(sop_class, sop_instance, transfer_syntax, sending, receiving)
         return incoming
 
-    def _temporary_name(self, directory: str) -> str:
-        return os.path.join(directory, _PROCESS.next_name())
+    @staticmethod
+    def _temporary_name(prefix: str) -> str:
+        # (a directory with the separator at its end)
+        return prefix + _PROCESS.next_name()
 
     def __call__(self, event: evt.Event) -> Any:
         """Handle EVT_C_STORE.
@@ -428,7 +433,7 @@ class FileStore:
 
     def _move(self, incoming: Incoming, directory: str) -> None:
         """Copy a temporary file into a directory of another file system, where it can be renamed."""
-        near = Incoming(self, self._temporary_name(directory), {})
+        near = Incoming(self, self._temporary_name(os.path.join(directory, "")), {})
         try:
             near.file.open()
             with open(incoming.name, "rb") as file:

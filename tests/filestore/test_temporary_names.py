@@ -21,7 +21,7 @@ store = FileStore(directory)
 def make(number):
     made = []
     for _ in range(number):
-        incoming = Incoming(store, store._temporary_name(directory), {})
+        incoming = Incoming(store, store._temporary_name(os.path.join(directory, '')), {})
         incoming.open()
         assert incoming.error is None, incoming.error
         made.append(incoming)
