@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from engine_kit import (
     noise,
 )
 
+HEAD, REST = message(1, STORE, b"abcd")
 # Where a file cannot be made, and why
 CANNOT = [
     ("missing/new", errno.ENOENT),
@@ -130,13 +132,12 @@ def test_made_by_the_receiver(
 
 def test_made_before_anything_has_come(split: Link, engine: Any, tmp_path: Path) -> None:
     file = engine.NewFile(str(tmp_path / "new"))
-    head, rest = message(1, STORE, b"abcd")
-    split.feed(head)
+    split.feed(HEAD)
     assert split.conn.receive(PATIENCE) == engine.PARTIAL
     split.conn.set_sink(file)
     receiving = Background(split.conn.receive, PATIENCE)
     eventually(lambda: file.is_made)
-    split.feed(rest)
+    split.feed(REST)
     assert receiving.result().length == 4
     assert os.pread(file.fd, 10, 0) == b"abcd"
 
@@ -239,8 +240,7 @@ def test_closed_when_the_receiver_is_through(
 def test_the_thread_that_receives_keeps_it(split: Link, engine: Any, tmp_path: Path) -> None:
     """Whoever closes it: not before `receive` has returned."""
     file = engine.NewFile(str(tmp_path / "new"))
-    head, rest = message(1, STORE, b"abcd")
-    split.feed(head)
+    split.feed(HEAD)
     assert split.conn.receive(PATIENCE) == engine.PARTIAL
     split.conn.set_sink(file)
     receiving = Background(split.conn.receive, PATIENCE)
@@ -250,49 +250,50 @@ def test_the_thread_that_receives_keeps_it(split: Link, engine: Any, tmp_path: P
     time.sleep(0.02)
     assert file.fd == fd
     assert is_open(fd)
-    split.feed(rest)
+    split.feed(REST)
     assert receiving.result().length == 4
     assert file.fd == -1
     assert not is_open(fd)
     assert (tmp_path / "new").read_bytes() == b"abcd"
 
 
+@pytest.fixture
+def two(impl: Impl) -> Iterator[tuple[Link, Link]]:
+    """Two connections that wait to be told where a data set goes."""
+    with link(impl) as one, link(impl) as other:
+        for end in (one, other):
+            end.conn.split_commands = frozenset({0x0001})
+            end.feed(HEAD)
+            assert end.conn.receive(PATIENCE) == impl.module.PARTIAL
+        yield one, other
+
+
 @pytest.mark.parametrize("late", ["drop_message", "abandon"])
-def test_given_back_once(impl: Impl, tmp_path: Path, late: str) -> None:
+def test_given_back_once(two: tuple[Link, Link], impl: Impl, tmp_path: Path, late: str) -> None:
     """What is done to a closed connection is nothing to the next one that has the file."""
+    one, other = two
     file = impl.module.NewFile(str(tmp_path / "new"))
     file.open()
-    head, rest = message(1, STORE, b"abcd")
-    with link(impl) as one, link(impl) as other:
-        for end in (one, other):
-            end.conn.split_commands = frozenset({0x0001})
-            end.feed(head)
-            assert end.conn.receive(PATIENCE) == impl.module.PARTIAL
-        one.conn.set_sink(file)
-        one.conn.close()
-        other.conn.set_sink(file)
-        fd = file.fd
-        file.close()
-        getattr(one.conn, late)()
-        assert file.fd == fd
-        assert is_open(fd)
-        other.feed(rest)
-        assert other.conn.receive(PATIENCE).length == 4
-        assert not is_open(fd)
+    one.conn.set_sink(file)
+    one.conn.close()
+    other.conn.set_sink(file)
+    fd = file.fd
+    file.close()
+    getattr(one.conn, late)()
+    assert file.fd == fd
+    assert is_open(fd)
+    other.feed(REST)
+    assert other.conn.receive(PATIENCE).length == 4
+    assert not is_open(fd)
 
 
-def test_of_one_connection_at_a_time(impl: Impl, tmp_path: Path) -> None:
+def test_of_one_connection_at_a_time(two: tuple[Link, Link], impl: Impl, tmp_path: Path) -> None:
+    one, other = two
     file = impl.module.NewFile(str(tmp_path / "new"))
-    head, rest = message(1, STORE, b"abcd")
-    with link(impl) as one, link(impl) as other:
-        for end in (one, other):
-            end.conn.split_commands = frozenset({0x0001})
-            end.feed(head)
-            assert end.conn.receive(PATIENCE) == impl.module.PARTIAL
-        one.conn.set_sink(file)
-        with pytest.raises(ValueError, match="another message"):
-            other.conn.set_sink(file)
-        one.conn.drop_message()
+    one.conn.set_sink(file)
+    with pytest.raises(ValueError, match="another message"):
         other.conn.set_sink(file)
-        other.feed(rest)
-        assert other.conn.receive(PATIENCE).length == 4
+    one.conn.drop_message()
+    other.conn.set_sink(file)
+    other.feed(REST)
+    assert other.conn.receive(PATIENCE).length == 4
