@@ -553,6 +553,8 @@ cdef class NewFile:
 
     cdef int make_with_gil(self) except -1:
         """Make it anywhere."""
+        if self.is_closed:
+            raise OSError(errno.EBADF, "the file is closed")
         self.fd = os.open(self.path, CREATING, 0o666)
         self.is_made = True
         return 0
@@ -775,9 +777,13 @@ cdef class Connection:
         """Wait for FP_IN, which a wake-up ends, or for FP_OUT, which a cancellation ends: see fp_poll."""
         return fp_poll(self.fd, events, self.wake_ends[0] if events & FP_IN else self.cancel_ends[0], timeout)
 
+    cdef bint _holds_bytes(self) noexcept nogil:
+        """Whether there are bytes to read that the socket does not have any more."""
+        return self.ahead_end > self.ahead_at or self._pending()
+
     cdef bint _has_more(self) noexcept:
         """Whether there is something to read that nobody has looked at."""
-        return self.ahead_at < self.ahead_end or self._pending() or fp_poll(self.fd, FP_IN, -1, 0) > 0
+        return self._holds_bytes() or fp_poll(self.fd, FP_IN, -1, 0) > 0
 
     cdef void _set_wake(self) noexcept:
         fp_wake_set(self.wake_ends[1])
@@ -954,7 +960,7 @@ cdef class Connection:
         cdef int code
         if timeout == 0:
             return R_TIMEOUT
-        if self.closing or self.ahead_end > self.ahead_at or self._pending():
+        if self.closing or self._holds_bytes():
             return R_READY
         began = fp_now()
         code = self._wait_readable(timeout, awaited)
@@ -986,7 +992,7 @@ cdef class Connection:
         through the kernel, nobody needs the GIL.
         """
         cdef int code = self._advance(0, False, True)
-        if code == R_MESSAGE and self.is_interim and self.ahead_end == self.ahead_at and not self._pending():
+        if code == R_MESSAGE and self.is_interim and not self._holds_bytes():
             fp_wake_clear(way_ends[0])
             fp_poll(self.fd, FP_IN, way_ends[0], timeout)
         # (`receive` comes to the same again, unless it is a failure)
@@ -1036,7 +1042,7 @@ cdef class Connection:
         sending += awaited
         try:
             # (a whole message that an earlier `wait` has taken is here, and not in the socket)
-            if self.complete or not self.starved and (self.ahead_end > self.ahead_at or self._pending()):
+            if self.complete or not self.starved and self._holds_bytes():
                 return READY
             while True:
                 with nogil:
@@ -1357,8 +1363,6 @@ cdef class Connection:
         """The same where descriptors are not the system's."""
         cdef int status = 0
         try:
-            if self.sink_file.is_closed:
-                raise OSError(errno.EBADF, "the file is closed")
             self.sink_file.make_with_gil()
         except OSError as error:
             status = -(error.errno or errno.EIO)

@@ -1216,15 +1216,13 @@ class Connection:
             If it cannot be made, and the rest of the message is not to be drained.
         """
         state = self._state
-        if file.is_made or state.error:
-            state.sink = file.fd
-            return
-        try:
-            file.make()
-        except OSError as error:
-            if not state.drains:
-                raise
-            state.error = error.errno or errno.EIO
+        if not file.is_made and not state.error:
+            try:
+                file.make()
+            except OSError as error:
+                if not state.drains:
+                    raise
+                state.error = error.errno or errno.EIO
         state.sink = file.fd
 
     def _wait_to_receive(

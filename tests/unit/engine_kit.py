@@ -145,6 +145,9 @@ def message(
     return pdus
 
 
+WHOLE = b"".join(message(1, STORE, b"abcdef", [2, 2]))
+
+
 def noise(size: int, seed: int = 1) -> bytes:
     """Return bytes without a pattern that a misplaced block could hide in."""
     words = bytearray()

@@ -16,6 +16,7 @@ from engine_kit import (
     PATIENCE,
     RELEASE,
     STORE,
+    WHOLE,
     Background,
     Impl,
     Link,
@@ -33,7 +34,6 @@ from engine_kit import (
 )
 
 HEAD = pdata(pdv(1, 3, STORE))
-WHOLE = b"".join(message(1, STORE, b"abcdef", [2, 2]))
 
 # ---------------------------------------------------------------------------------------------- receiving
 

@@ -12,9 +12,7 @@ import time
 from typing import Any
 
 import pytest
-from engine_kit import PATIENCE, STORE, Background, Impl, Link, link, message
-
-WHOLE = b"".join(message(1, STORE, b"abcdef", [2, 2]))
+from engine_kit import PATIENCE, WHOLE, Background, Impl, Link, link
 
 # (longer than it is looked for a message)
 LONG = 0.002

@@ -38,6 +38,16 @@ def split(one: Link) -> Link:
     return one
 
 
+def receive_on_a_thread(split: Link, engine: Any, file: Any) -> Background:
+    """Let a thread receive a data set into a file; return when the file is made, and nothing more has come."""
+    split.feed(HEAD)
+    assert split.conn.receive(PATIENCE) == engine.PARTIAL
+    split.conn.set_sink(file)
+    receiving = Background(split.conn.receive, PATIENCE)
+    eventually(lambda: file.is_made)
+    return receiving
+
+
 def is_open(fd: int) -> bool:
     try:
         os.fstat(fd)
@@ -76,7 +86,7 @@ def test_closed_before(split: Link, engine: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="closed"):
         file.open()
     lent = engine.NewFile(str(tmp_path / "lent"))
-    split.feed(b"".join(message(1, STORE, b"abcd")))
+    split.feed(HEAD + REST)
     assert split.conn.receive(PATIENCE) == engine.PARTIAL
     split.conn.set_sink(lent, drain=True)
     with pytest.raises(ValueError, match="sink"):
@@ -132,11 +142,7 @@ def test_made_by_the_receiver(
 
 def test_made_before_anything_has_come(split: Link, engine: Any, tmp_path: Path) -> None:
     file = engine.NewFile(str(tmp_path / "new"))
-    split.feed(HEAD)
-    assert split.conn.receive(PATIENCE) == engine.PARTIAL
-    split.conn.set_sink(file)
-    receiving = Background(split.conn.receive, PATIENCE)
-    eventually(lambda: file.is_made)
+    receiving = receive_on_a_thread(split, engine, file)
     split.feed(REST)
     assert receiving.result().length == 4
     assert os.pread(file.fd, 10, 0) == b"abcd"
@@ -146,7 +152,7 @@ def test_made_by_the_caller(split: Link, engine: Any, tmp_path: Path) -> None:
     file = engine.NewFile(str(tmp_path / "new"))
     file.open()
     fd = file.fd
-    split.feed(b"".join(message(1, STORE, b"abcd")))
+    split.feed(HEAD + REST)
     assert split.conn.receive(PATIENCE) == engine.PARTIAL
     split.conn.set_sink(file)
     assert split.conn.receive(PATIENCE).length == 4
@@ -172,7 +178,7 @@ def test_drained_if_it_cannot_be_made(
     sending.result()
     assert (tmp_path / "taken").read_bytes() == b"of somebody else"
     # Nothing is left of it
-    split.feed(b"".join(message(1, STORE, b"abcd")))
+    split.feed(HEAD + REST)
     assert split.conn.receive(PATIENCE) == engine.PARTIAL
     split.conn.set_sink(-1)
     got = split.conn.receive(PATIENCE)
@@ -181,7 +187,7 @@ def test_drained_if_it_cannot_be_made(
 
 def test_raised_if_it_cannot_be_made(split: Link, engine: Any, tmp_path: Path) -> None:
     file = engine.NewFile(str(tmp_path / "missing" / "new"))
-    split.feed(b"".join(message(1, STORE, b"abcd")))
+    split.feed(HEAD + REST)
     assert split.conn.receive(PATIENCE) == engine.PARTIAL
     split.conn.set_sink(file)
     for _ in range(2):
@@ -196,7 +202,7 @@ def test_not_twice_and_not_closed(split: Link, engine: Any, tmp_path: Path) -> N
     closed, lent = (engine.NewFile(str(tmp_path / name)) for name in ("closed", "lent"))
     closed.open()
     closed.close()
-    split.feed(b"".join(message(1, STORE, b"abcd") * 2))
+    split.feed((HEAD + REST) * 2)
     assert split.conn.receive(PATIENCE) == engine.PARTIAL
     with pytest.raises(ValueError, match="closed"):
         split.conn.set_sink(closed)
@@ -240,11 +246,7 @@ def test_closed_when_the_receiver_is_through(
 def test_the_thread_that_receives_keeps_it(split: Link, engine: Any, tmp_path: Path) -> None:
     """Whoever closes it: not before `receive` has returned."""
     file = engine.NewFile(str(tmp_path / "new"))
-    split.feed(HEAD)
-    assert split.conn.receive(PATIENCE) == engine.PARTIAL
-    split.conn.set_sink(file)
-    receiving = Background(split.conn.receive, PATIENCE)
-    eventually(lambda: file.is_made)
+    receiving = receive_on_a_thread(split, engine, file)
     fd = file.fd
     file.close()
     time.sleep(0.02)
